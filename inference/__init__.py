@@ -1,0 +1,1 @@
+"""From DICOM files to a result. Knows no network and no database."""

@@ -1,0 +1,188 @@
+"""What the node reports: frozen, torch-free values that survive a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+ANY = "any"
+SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
+LABELS = (ANY, *SUBTYPES)
+"""Order of the labels everywhere (Nguyen et al. 2020, table 1)."""
+
+
+class Outcome(StrEnum):
+    """The statement in which every study ends."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    NOT_ANALYSED = "not_analysed"
+
+
+class Json:
+    """A frozen dataclass that becomes plain JSON values and comes back equal."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The value as plain dictionaries, lists, strings, numbers, booleans and None."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(typing.cast(Any, self))}
+
+    @classmethod
+    def from_json(cls, data: typing.Mapping[str, Any]) -> Self:
+        """The value that `to_json` wrote. Unknown keys raise ``TypeError``; missing ones take their default."""
+        hints = typing.get_type_hints(cls)
+        unknown = set(data) - set(hints)
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no field {sorted(unknown)}")
+        return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Json):
+        return value.to_json()
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if value is None:
+        return None
+    if origin in (typing.Union, types.UnionType):
+        return _typed(next(a for a in args if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_typed(args[0] if args[-1] is Ellipsis else arg, item) for arg, item in _pairs(args, value))
+    if origin is dict:
+        return {key: _typed(args[1], item) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Json):
+        return hint.from_json(value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    return value
+
+
+def _pairs(args: tuple[Any, ...], values: list[Any]) -> typing.Iterator[tuple[Any, Any]]:
+    if args[-1] is Ellipsis:
+        return ((args[0], value) for value in values)
+    return zip(args, values, strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceReading(Json):
+    """What one model says about one slice.
+
+    `scores` maps each label the model knows to a value in [0, 1]. `frame` is 1-based, None for single-frame images.
+    `position_mm` is the slice's position projected on the series' normal.
+    """
+
+    sop_instance_uid: str
+    frame: int | None = None
+    position_mm: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Json):
+    """What one model concludes about one label over the whole scan.
+
+    `score` in [0, 1] is a probability only where `calibrated`. `threshold` is the operating point it was held against.
+    """
+
+    label: str
+    present: bool
+    score: float
+    threshold: float
+    calibrated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReading(Json):
+    """One model's reading of one scan.
+
+    `name` is the section of node.toml it came from; `digest` is the SHA-256 (hex) of the weights file.
+    `rule` is the scan rule in words. `key_slices` lists at most five SOP Instance UIDs, most suspicious first; empty
+    when nothing was found. `warnings` are sentences (incomplete input, retreat to CPU, smaller batch, …).
+    """
+
+    name: str
+    family: str
+    version: str
+    digest: str
+    demonstration: bool
+    rule: str
+    findings: tuple[Finding, ...]
+    slices: tuple[SliceReading, ...] = ()
+    key_slices: tuple[str, ...] = ()
+    device: str = "cpu"
+    precision: str = "fp32"
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+    def finding(self, label: str) -> Finding | None:
+        """The finding for `label`, or None where the model does not know that label."""
+        return next((f for f in self.findings if f.label == label), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesChoice(Json):
+    """Whether a series was read, and why or why not. `code` is stable and short, `reason` is a sentence."""
+
+    series_uid: str
+    chosen: bool
+    rank: int | None = None
+    code: str
+    reason: str
+    instances: int = 0
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completeness(Json):
+    """The verdict under which a study was read.
+
+    `complete` is False when the limit passed first; `missing` then names what is absent, one sentence each
+    (for example "1 slice missing at 42.5 mm, between instance 8 and instance 9").
+    """
+
+    complete: bool
+    reason: str
+    evidence: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult(Json):
+    """The node's statement on one revision of one study.
+
+    `reason` is one sentence that stands on its own ("RADnet: 5 consecutive slices at or above 0.50").
+    `study_uid` with `revision` identifies it; the UIDs of everything made from it are derived from that pair.
+    """
+
+    study_uid: str
+    revision: int
+    outcome: Outcome
+    reason: str
+    completeness: Completeness
+    series: tuple[SeriesChoice, ...] = ()
+    readings: tuple[ModelReading, ...] = ()
+    warnings: tuple[str, ...] = ()
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def demonstration(self) -> bool:
+        """Whether any weights that took part are for demonstration only."""
+        return any(reading.demonstration for reading in self.readings)
+
+    @property
+    def read_series_uids(self) -> tuple[str, ...]:
+        """The series that were read, best first."""
+        chosen = sorted((c for c in self.series if c.chosen), key=lambda c: c.rank or 0)
+        return tuple(c.series_uid for c in chosen)

@@ -1,0 +1,1 @@
+"""Hemonode's DICOM node: receive, assemble, flag, report, deliver, query."""
