@@ -1,0 +1,188 @@
+"""The outbox: what is due, to whom, how often it was tried, and how it ended."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from db import audit
+from db.errors import LeaseLost
+from db.schema import deliveries, now
+from db.states import DeliveryKind, DeliveryState
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewDelivery:
+    """Something to be delivered: its kind, and the destination's name in node.toml."""
+
+    kind: DeliveryKind
+    destination: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One thing for one destination. `attempts` counts the claims; `detail` says what the far side answered."""
+
+    id: int
+    study_uid: str
+    revision: int
+    kind: DeliveryKind
+    destination: str
+    state: DeliveryState
+    due_at: dt.datetime
+    attempts: int
+    owner: str | None
+    lease_until: dt.datetime | None
+    sop_instance_uid: str | None
+    detail: str | None
+    error: str | None
+    created_at: dt.datetime
+    sent_at: dt.datetime | None
+    confirmed_at: dt.datetime | None
+
+
+def enqueue(tx: sa.Connection, *, study_uid: str, revision: int, new: Sequence[NewDelivery]) -> None:
+    """Each delivery is due now; one that exists already stays as it is."""
+    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+    at = now()
+    for item in new:
+        values = {"study_uid": study_uid, "revision": revision, "kind": item.kind, "destination": item.destination}
+        tx.execute(
+            insert(deliveries)
+            .values(state=DeliveryState.DUE, due_at=at, attempts=0, created_at=at, **values)
+            .on_conflict_do_nothing()
+        )
+
+
+def claim(
+    tx: sa.Connection, *, kind: DeliveryKind, destination: str, owner: str, lease: dt.timedelta
+) -> Delivery | None:
+    """The longest due delivery of this kind for this destination is `owner`'s until the lease ends; or None.
+
+    A delivery whose lease has expired is due again: whoever held it died.
+    """
+    at = now()
+    free = sa.or_(deliveries.c.owner.is_(None), deliveries.c.lease_until < at)
+    due = (
+        sa.select(deliveries.c.id)
+        .where(
+            deliveries.c.state == DeliveryState.DUE,
+            deliveries.c.kind == kind,
+            deliveries.c.destination == destination,
+            deliveries.c.due_at <= at,
+            free,
+        )
+        .order_by(deliveries.c.due_at, deliveries.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    query = (
+        deliveries.update()
+        .where(deliveries.c.id == due.scalar_subquery())
+        .values(owner=owner, lease_until=at + lease, attempts=deliveries.c.attempts + 1)
+        .returning(deliveries)
+    )
+    row = tx.execute(query).mappings().first()
+    return _delivery(row) if row else None
+
+
+def any_due(tx: sa.Connection, *, kind: DeliveryKind, destination: str) -> bool:
+    """Whether `claim` would find something; takes no write lock."""
+    at = now()
+    query = sa.select(deliveries.c.id).where(
+        deliveries.c.state == DeliveryState.DUE,
+        deliveries.c.kind == kind,
+        deliveries.c.destination == destination,
+        deliveries.c.due_at <= at,
+        sa.or_(deliveries.c.owner.is_(None), deliveries.c.lease_until < at),
+    )
+    return tx.execute(query.limit(1)).first() is not None
+
+
+def sent(tx: sa.Connection, delivery: Delivery, *, detail: str, sop_instance_uid: str | None = None) -> None:
+    """The far side has accepted it. Raises ``LeaseLost`` when somebody else holds it."""
+    at = now()
+    _change_mine(
+        tx, delivery, state=DeliveryState.SENT, sent_at=at, detail=detail, error=None,
+        sop_instance_uid=sop_instance_uid, owner=None, lease_until=None,
+    )  # fmt: skip
+    _tell(tx, delivery, f"{delivery.kind}_sent", detail=detail)
+
+
+def confirmed(tx: sa.Connection, delivery: Delivery, *, detail: str, sop_instance_uid: str | None = None) -> None:
+    """The far side has accepted it and was seen to hold it. Raises ``LeaseLost`` when somebody else holds it."""
+    at = now()
+    _change_mine(
+        tx, delivery, state=DeliveryState.CONFIRMED, sent_at=at, confirmed_at=at, detail=detail, error=None,
+        sop_instance_uid=sop_instance_uid, owner=None, lease_until=None,
+    )  # fmt: skip
+    _tell(tx, delivery, f"{delivery.kind}_confirmed", detail=detail)
+
+
+def failed(tx: sa.Connection, delivery: Delivery, *, error: str, retry_after: dt.timedelta | None) -> None:
+    """The attempt failed: due again after `retry_after`, or abandoned, loudly, when that is None."""
+    if retry_after is None:
+        _change_mine(tx, delivery, state=DeliveryState.ABANDONED, error=error, owner=None, lease_until=None)
+        _tell(tx, delivery, f"{delivery.kind}_abandoned", error=error, attempts=delivery.attempts)
+        return
+    _change_mine(tx, delivery, due_at=now() + retry_after, error=error, owner=None, lease_until=None)
+    _tell(tx, delivery, f"{delivery.kind}_failed", error=error, attempts=delivery.attempts)
+
+
+def supersede(tx: sa.Connection, delivery: Delivery, *, by_revision: int) -> None:
+    """A newer revision's delivery makes this one pointless."""
+    _change_mine(tx, delivery, state=DeliveryState.SUPERSEDED, owner=None, lease_until=None)
+    _tell(tx, delivery, f"{delivery.kind}_superseded", by_revision=by_revision)
+
+
+def requeue(tx: sa.Connection, *, study_uid: str | None = None) -> int:
+    """Abandoned deliveries (of one study, or all) are due now with fresh attempts; returns how many."""
+    query = deliveries.update().where(deliveries.c.state == DeliveryState.ABANDONED)
+    if study_uid is not None:
+        query = query.where(deliveries.c.study_uid == study_uid)
+    values = {"state": DeliveryState.DUE, "due_at": now(), "attempts": 0, "owner": None, "lease_until": None}
+    return int(tx.execute(query.values(**values)).rowcount)
+
+
+def of_study(tx: sa.Connection, study_uid: str) -> tuple[Delivery, ...]:
+    """The study's deliveries in the order they fell due."""
+    query = sa.select(deliveries).where(deliveries.c.study_uid == study_uid).order_by(deliveries.c.id)
+    return tuple(_delivery(row) for row in tx.execute(query).mappings())
+
+
+def in_state(tx: sa.Connection, *states: DeliveryState) -> tuple[Delivery, ...]:
+    """Every delivery in one of `states`, oldest first."""
+    query = sa.select(deliveries).where(deliveries.c.state.in_(states)).order_by(deliveries.c.id)
+    return tuple(_delivery(row) for row in tx.execute(query).mappings())
+
+
+def count_by_state(tx: sa.Connection) -> dict[str, int]:
+    """How many deliveries are in each state."""
+    rows = tx.execute(sa.select(deliveries.c.state, sa.func.count()).group_by(deliveries.c.state))
+    return {str(state): int(count) for state, count in rows}
+
+
+def _change_mine(tx: sa.Connection, delivery: Delivery, **values: Any) -> None:
+    mine = deliveries.update().where(
+        deliveries.c.id == delivery.id,
+        deliveries.c.state == DeliveryState.DUE,
+        deliveries.c.owner == delivery.owner,
+        deliveries.c.attempts == delivery.attempts,
+    )
+    if not tx.execute(mine.values(**values)).rowcount:
+        raise LeaseLost(f"delivery {delivery.id} is no longer held by {delivery.owner}")
+
+
+def _tell(tx: sa.Connection, delivery: Delivery, event: str, **detail: Any) -> None:
+    audit.record(
+        tx, event, study_uid=delivery.study_uid, revision=delivery.revision, destination=delivery.destination, **detail
+    )
+
+
+def _delivery(row: sa.RowMapping) -> Delivery:
+    return Delivery(**{**row, "kind": DeliveryKind(row["kind"]), "state": DeliveryState(row["state"])})

@@ -1,0 +1,205 @@
+"""The archive's index: one row per stored instance, and the objects that were set aside."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from db import audit
+from db.schema import instances, now, set_aside, studies
+from db.states import SetAsideKind, StudyState
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewInstance:
+    """An instance whose file is already durable. `path` is relative to the archive; `digest` is SHA-256 in hex.
+
+    `facts` is `inference.series.InstanceFacts` as JSON; `header` is the patient and study level of the data set in the
+    DICOM JSON Model (PS3.18 F), which becomes the study's when the study is new.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_uid: str
+    study_uid: str
+    transfer_syntax_uid: str
+    path: str
+    size: int
+    digest: str
+    association_id: str
+    calling_ae: str
+    facts: dict[str, Any]
+    header: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """A stored instance. `revision` is the study revision whose verdict first counted it, None before that."""
+
+    seq: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_uid: str
+    study_uid: str
+    transfer_syntax_uid: str
+    path: str
+    size: int
+    digest: str
+    association_id: str
+    received_at: dt.datetime
+    revision: int | None
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetAside:
+    """An object that was received but does not stand in the archive, and why. `status` is what the sender was told."""
+
+    id: int
+    kind: SetAsideKind
+    status: int
+    reason: str
+    sop_class_uid: str | None
+    sop_instance_uid: str | None
+    path: str
+    size: int
+    digest: str
+    association_id: str
+    calling_ae: str
+    at: dt.datetime
+
+
+def add(tx: sa.Connection, new: NewInstance) -> Instance | None:
+    """The instance stands in the archive, and its study stands as received from.
+
+    Returns
+    -------
+    Instance or None
+        None when the row was added; the row that was there before when the SOP Instance UID is known already, in
+        which case nothing was changed and the caller compares digests.
+    """
+    at = now()
+    values = {
+        name: getattr(new, name)
+        for name in ("sop_instance_uid", "sop_class_uid", "series_uid", "study_uid", "transfer_syntax_uid", "path",
+                     "size", "digest", "association_id", "facts")
+    }  # fmt: skip
+    insert = _insert(tx)(instances).values(received_at=at, **values)
+    added = tx.execute(insert.on_conflict_do_nothing(index_elements=["sop_instance_uid"])).rowcount
+    if not added:
+        return find(tx, new.sop_instance_uid)
+    _received(tx, new, at)
+    return None
+
+
+def _received(tx: sa.Connection, new: NewInstance, at: dt.datetime) -> None:
+    insert = _insert(tx)(studies).values(
+        study_uid=new.study_uid,
+        state=StudyState.RECEIVING,
+        revision=1,
+        first_received_at=at,
+        last_received_at=at,
+        calling_ae=new.calling_ae,
+        header=new.header,
+    )
+    first = tx.execute(insert.on_conflict_do_nothing(index_elements=["study_uid"])).rowcount
+    if first:
+        audit.record(tx, "first_instance", study_uid=new.study_uid, calling_ae=new.calling_ae)
+    else:
+        tx.execute(studies.update().where(studies.c.study_uid == new.study_uid).values(last_received_at=at))
+
+
+def _insert(tx: sa.Connection) -> Any:
+    return postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+
+
+def find(tx: sa.Connection, sop_instance_uid: str) -> Instance | None:
+    """The stored instance of this SOP Instance UID, or None."""
+    row = tx.execute(sa.select(instances).where(instances.c.sop_instance_uid == sop_instance_uid)).mappings().first()
+    return Instance(**dict(row)) if row else None
+
+
+def of_study(
+    tx: sa.Connection, study_uid: str, *, up_to_revision: int | None = None, after_seq: int | None = None
+) -> tuple[Instance, ...]:
+    """The instances of a study in the order received.
+
+    Parameters
+    ----------
+    up_to_revision : int, optional
+        Only those counted by the verdict of this revision or an earlier one.
+    after_seq : int, optional
+        Only those with a greater `seq`.
+    """
+    query = sa.select(instances).where(instances.c.study_uid == study_uid).order_by(instances.c.seq)
+    if up_to_revision is not None:
+        query = query.where(instances.c.revision <= up_to_revision)
+    if after_seq is not None:
+        query = query.where(instances.c.seq > after_seq)
+    return tuple(Instance(**dict(row)) for row in tx.execute(query).mappings())
+
+
+def unconsidered(tx: sa.Connection, study_uid: str) -> tuple[Instance, ...]:
+    """The instances of a study that no verdict has counted yet."""
+    query = sa.select(instances).where(instances.c.study_uid == study_uid, instances.c.revision.is_(None))
+    return tuple(Instance(**dict(row)) for row in tx.execute(query.order_by(instances.c.seq)).mappings())
+
+
+def studies_with_unconsidered(tx: sa.Connection) -> tuple[str, ...]:
+    """The UIDs of all studies that have instances no verdict has counted yet."""
+    query = sa.select(instances.c.study_uid).where(instances.c.revision.is_(None)).distinct()
+    return tuple(tx.execute(query).scalars())
+
+
+def consider(tx: sa.Connection, *, study_uid: str, revision: int) -> int:
+    """Every instance not yet counted now belongs to `revision`; returns how many."""
+    query = instances.update().where(instances.c.study_uid == study_uid, instances.c.revision.is_(None))
+    return int(tx.execute(query.values(revision=revision)).rowcount)
+
+
+def keep_aside(
+    tx: sa.Connection,
+    *,
+    kind: SetAsideKind,
+    status: int,
+    reason: str,
+    path: str,
+    size: int,
+    digest: str,
+    association_id: str,
+    calling_ae: str,
+    sop_class_uid: str | None = None,
+    sop_instance_uid: str | None = None,
+) -> None:
+    """The object stands among those set aside, with its reason."""
+    tx.execute(
+        set_aside.insert().values(
+            kind=kind, status=status, reason=reason, path=path, size=size, digest=digest, at=now(),
+            association_id=association_id, calling_ae=calling_ae, sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+        )
+    )  # fmt: skip
+
+
+def all_set_aside(tx: sa.Connection, *, limit: int = 100) -> tuple[SetAside, ...]:
+    """The objects set aside, newest first."""
+    query = sa.select(set_aside).order_by(set_aside.c.id.desc()).limit(limit)
+    rows = (dict(row) for row in tx.execute(query).mappings())
+    return tuple(SetAside(**row | {"kind": SetAsideKind(row["kind"])}) for row in rows)
+
+
+def count_set_aside(tx: sa.Connection) -> int:
+    """How many objects are set aside."""
+    return int(tx.execute(sa.select(sa.func.count()).select_from(set_aside)).scalar_one())
+
+
+def set_aside_digest_known(tx: sa.Connection, *, sop_instance_uid: str, digest: str) -> bool:
+    """Whether this very object was set aside before, so that a sender's retries do not pile up."""
+    query = sa.select(set_aside.c.id).where(
+        set_aside.c.sop_instance_uid == sop_instance_uid, set_aside.c.digest == digest
+    )
+    return tx.execute(query.limit(1)).first() is not None

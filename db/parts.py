@@ -1,0 +1,49 @@
+"""Which processes of the node are alive, by their last heartbeat."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from db.schema import now, parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One process of the node; `detail` says what it has found out about itself (device, precision, disk, …)."""
+
+    name: str
+    kind: str
+    pid: int
+    started_at: dt.datetime
+    beat_at: dt.datetime
+    detail: dict[str, Any]
+
+
+def started(tx: sa.Connection, *, name: str, kind: str, pid: int, detail: dict[str, Any]) -> None:
+    """The part is alive since now; an earlier one of the same name is forgotten."""
+    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
+    at = now()
+    values = {"kind": kind, "pid": pid, "started_at": at, "beat_at": at, "detail": detail}
+    query = insert(parts).values(name=name, **values)
+    tx.execute(query.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def beat(tx: sa.Connection, *, name: str, detail: dict[str, Any] | None = None) -> None:
+    """The part was alive just now."""
+    values: dict[str, Any] = {"beat_at": now()} | ({} if detail is None else {"detail": detail})
+    tx.execute(parts.update().where(parts.c.name == name).values(**values))
+
+
+def stopped(tx: sa.Connection, *, name: str) -> None:
+    """The part has ended in good order."""
+    tx.execute(parts.delete().where(parts.c.name == name))
+
+
+def all_parts(tx: sa.Connection) -> tuple[Part, ...]:
+    """Every part that has started and not ended in good order."""
+    return tuple(Part(**dict(row)) for row in tx.execute(sa.select(parts).order_by(parts.c.name)).mappings())

@@ -1,0 +1,244 @@
+"""The tables. Only functions of this package read or write them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+UID = sa.String(64)
+AE = sa.String(16)
+BigKey = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+class Utc(sa.TypeDecorator[dt.datetime]):
+    """An aware UTC time, stored as microseconds since 1970 so that it sorts and compares the same on every database."""
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: sa.Dialect) -> int | None:
+        """Microseconds since 1970. Raises ``ValueError`` for a naive time."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("stored times are aware")
+        return (value - EPOCH) // MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: sa.Dialect) -> dt.datetime | None:
+        """The aware UTC time."""
+        return None if value is None else EPOCH + int(value) * MICROSECOND
+
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+MICROSECOND = dt.timedelta(microseconds=1)
+
+
+def now() -> dt.datetime:
+    """The present, aware, in UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
+associations = sa.Table(
+    "associations",
+    metadata,
+    sa.Column("association_id", sa.String(32), primary_key=True),
+    sa.Column("receiver", sa.String(64), nullable=False),
+    sa.Column("calling_ae", AE, nullable=False),
+    sa.Column("called_ae", AE, nullable=False),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("started_at", Utc, nullable=False),
+    sa.Column("ended_at", Utc),
+    sa.Column("outcome", sa.String(16)),
+    sa.Column("detail", sa.Text),
+    sa.Index("ix_associations_ended_at", "ended_at"),
+)
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("study_uid", UID, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("first_received_at", Utc, nullable=False),
+    sa.Column("last_received_at", Utc, nullable=False),
+    sa.Column("calling_ae", AE, nullable=False),
+    sa.Column("header", sa.JSON, nullable=False),
+    sa.Column("completeness", sa.JSON),
+    sa.Column("verdict_at", Utc),
+    sa.Index("ix_studies_state", "state"),
+    sa.Index("ix_studies_last_received_at", "last_received_at"),
+)
+
+instances = sa.Table(
+    "instances",
+    metadata,
+    sa.Column("seq", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("sop_instance_uid", UID, nullable=False, unique=True),
+    sa.Column("sop_class_uid", UID, nullable=False),
+    sa.Column("series_uid", UID, nullable=False),
+    sa.Column("study_uid", UID, nullable=False),
+    sa.Column("transfer_syntax_uid", UID, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("association_id", sa.String(32), nullable=False),
+    sa.Column("received_at", Utc, nullable=False),
+    sa.Column("revision", sa.Integer),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Index("ix_instances_study_uid", "study_uid"),
+    sa.Index("ix_instances_series_uid", "series_uid"),
+    sa.Index(
+        "ix_instances_unconsidered",
+        "study_uid",
+        sqlite_where=sa.text("revision IS NULL"),
+        postgresql_where=sa.text("revision IS NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+set_aside = sa.Table(
+    "set_aside",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("sop_class_uid", sa.String(64)),
+    sa.Column("sop_instance_uid", sa.String(64)),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("association_id", sa.String(32), nullable=False),
+    sa.Column("calling_ae", AE, nullable=False),
+    sa.Column("at", Utc, nullable=False),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("study_uid", UID, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("model", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("lease_until", Utc),
+    sa.Column("error", sa.Text),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.Column("started_at", Utc),
+    sa.Column("ended_at", Utc),
+    sa.UniqueConstraint("study_uid", "revision", "model"),
+    sa.Index("ix_jobs_state", "state", "id"),
+)
+
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("study_uid", UID, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("model", sa.String(64), nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("made_at", Utc, nullable=False),
+    sa.UniqueConstraint("study_uid", "revision", "model"),
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("study_uid", UID, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("destination", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("due_at", Utc, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("lease_until", Utc),
+    sa.Column("sop_instance_uid", sa.String(64)),
+    sa.Column("detail", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.Column("sent_at", Utc),
+    sa.Column("confirmed_at", Utc),
+    sa.UniqueConstraint("study_uid", "revision", "kind", "destination"),
+    sa.Index("ix_deliveries_state", "state", "kind", "destination", "due_at"),
+)
+
+workitems = sa.Table(
+    "workitems",
+    metadata,
+    sa.Column("uid", UID, primary_key=True),
+    sa.Column("study_uid", sa.String(64)),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("priority", sa.String(16), nullable=False),
+    sa.Column("transaction_uid", sa.String(64)),
+    sa.Column("dataset", sa.JSON, nullable=False),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.Column("updated_at", Utc, nullable=False),
+    sa.Index("ix_workitems_study_uid", "study_uid"),
+    sa.Index("ix_workitems_state", "state", "priority"),
+)
+
+subscriptions = sa.Table(
+    "subscriptions",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("ae_title", AE, nullable=False),
+    sa.Column("workitem_uid", UID, nullable=False),  # a work item, or a well-known global subscription UID
+    sa.Column("deletion_lock", sa.Boolean, nullable=False),
+    sa.Column("filter", sa.JSON),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.UniqueConstraint("ae_title", "workitem_uid"),
+)
+
+notifications = sa.Table(
+    "notifications",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("ae_title", AE, nullable=False),
+    sa.Column("workitem_uid", UID, nullable=False),
+    sa.Column("event_type", sa.Integer, nullable=False),
+    sa.Column("dataset", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("due_at", Utc, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.Index("ix_notifications_state", "state", "due_at"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("study_uid", sa.String(64)),
+    sa.Column("at", Utc, nullable=False),
+    sa.Column("event", sa.String(48), nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Index("ix_events_study_uid", "study_uid", "id"),
+)
+
+parts = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("started_at", Utc, nullable=False),
+    sa.Column("beat_at", Utc, nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
+)

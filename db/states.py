@@ -1,0 +1,64 @@
+"""The states of everything that has one, in the order in which they are passed through."""
+
+from enum import StrEnum
+
+
+class StudyState(StrEnum):
+    """receiving → complete → reported | not_analysed | failed; a late slice leads back to receiving."""
+
+    RECEIVING = "receiving"
+    COMPLETE = "complete"
+    REPORTED = "reported"
+    NOT_ANALYSED = "not_analysed"
+    FAILED = "failed"
+
+
+class JobState(StrEnum):
+    """todo → doing → done | failed; an expired lease leads back to todo."""
+
+    TODO = "todo"
+    DOING = "doing"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class DeliveryState(StrEnum):
+    """due → sent → confirmed | abandoned; a failure leads back to due. superseded: a newer revision came first."""
+
+    DUE = "due"
+    SENT = "sent"
+    CONFIRMED = "confirmed"
+    ABANDONED = "abandoned"
+    SUPERSEDED = "superseded"
+
+
+class WorkItemState(StrEnum):
+    """Procedure Step State (0074,1000), PS3.4 table CC.1.1-2."""
+
+    SCHEDULED = "SCHEDULED"
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    CANCELED = "CANCELED"
+
+
+class Priority(StrEnum):
+    """Scheduled Procedure Step Priority (0074,1200). Hemonode itself never assigns LOW."""
+
+    HIGH = "HIGH"
+    MEDIUM = "MEDIUM"
+    LOW = "LOW"
+
+
+class DeliveryKind(StrEnum):
+    """What is delivered: the priority flag, or the Structured Report."""
+
+    FLAG = "flag"
+    SR = "sr"
+
+
+class SetAsideKind(StrEnum):
+    """Why an object was kept apart from the archive."""
+
+    CONFLICT = "conflict"
+    UNREADABLE = "unreadable"
+    MISMATCH = "mismatch"

@@ -1,0 +1,258 @@
+"""node.toml → frozen, validated settings. Unknown keys are errors; every key is explained in docs/configuration.md."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from node.errors import ConfigError
+
+ARCHIVE = "archive"
+"""The destination to which every report is delivered: the node's own archive."""
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
+
+
+def _ae_title(value: str) -> str:
+    # PS3.5 table 6.2-1: AE is 16 characters of the default repertoire, without backslash or control characters.
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", value) or not value.strip():
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return value.strip()
+
+
+AeTitle = Annotated[str, pydantic.AfterValidator(_ae_title)]
+
+
+class Section(pydantic.BaseModel):
+    """A table of node.toml."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class NodeSection(Section):
+    """[node]: who and where this node is."""
+
+    ae_title: AeTitle = "HEMONODE"
+    address: str = "127.0.0.1"
+    port: Port = 11112
+    data: Path = Path("data")
+
+
+class DatabaseSection(Section):
+    """[database]: an SQLAlchemy URL; empty means SQLite inside the data directory."""
+
+    url: str = ""
+
+
+class ReceiveSection(Section):
+    """[receive]: the listening side."""
+
+    maximum_pdu_size: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
+    maximum_associations: Annotated[int, Field(ge=1)] = 64
+    maximum_associations_per_ae: Annotated[int, Field(ge=1)] = 32
+    check_called_ae: bool = True
+    trust_loopback: bool = True
+    acse_timeout: Seconds = 30
+    dimse_timeout: Seconds = 60
+    network_timeout: Seconds = 60
+    disk_watermark_mb: Annotated[int, Field(ge=0)] = 4096
+    disk_reserve_mb: Annotated[int, Field(ge=0)] = 256
+
+
+class PeerSection(Section):
+    """[[peers]]: who may associate with this node. `addresses` holds addresses or networks (CIDR)."""
+
+    ae_title: AeTitle
+    addresses: tuple[str, ...]
+    quiet_time: Seconds | None = None
+    maximum_associations: Annotated[int, Field(ge=1)] | None = None
+
+    @pydantic.field_validator("addresses")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            ipaddress.ip_network(item, strict=False)
+        return value
+
+
+class AssembleSection(Section):
+    """[assemble]: when a study is complete. All in seconds."""
+
+    settle_time: Seconds = 2
+    quiet_time: Seconds = 30
+    limit: Seconds = 600
+    tick: Seconds = 0.2
+
+
+class SelectSection(Section):
+    """[select]: which series is read. The defaults are `inference.series.Criteria`'s; a key here replaces one."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
+
+
+class ModelSection(Section):
+    """[read.models.NAME]: weights, and whether this model may raise the flag. `weights` names a directory.
+
+    A bare name such as "demo-radnet" means the demonstration weights that travel with Hemonode.
+    """
+
+    weights: str
+    trigger: bool = True
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+def _demonstration() -> dict[str, ModelSection]:
+    return {
+        "radnet": ModelSection(weights="demo-radnet"),
+        "cnn-lstm": ModelSection(weights="demo-cnn-lstm"),
+    }
+
+
+class ReadSection(Section):
+    """[read]: the worker."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    workers: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    batch: Annotated[int, Field(ge=1)] = 8
+    combine: Literal["any_of", "all_of"] = "any_of"
+    encode_on_arrival: bool = True
+    cache_mb: Annotated[int, Field(ge=1)] = 512
+    poll: Seconds = 0.05
+    lease: Seconds = 60
+    attempts: Annotated[int, Field(ge=1)] = 3
+    models: dict[Name, ModelSection] = Field(default_factory=_demonstration)
+
+
+class RemoteSection(Section):
+    """Another application entity that this node calls. `calling_ae_title` defaults to the node's own."""
+
+    name: Name
+    ae_title: AeTitle
+    address: str
+    port: Port
+    calling_ae_title: AeTitle | None = None
+
+
+class FlagSection(Section):
+    """[flag]: the channels that carry the priority flag; each channel kind is one file in node/flag."""
+
+    ups: tuple[RemoteSection, ...] = ()
+
+
+class ReportSection(Section):
+    """[report]: what the Structured Report says about its maker."""
+
+    institution: str = ""
+    department: str = ""
+
+
+class DeliverSection(Section):
+    """[deliver]: the outbox; destinations receive every Structured Report."""
+
+    destinations: tuple[RemoteSection, ...] = ()
+    attempts: Annotated[int, Field(ge=1)] = 12
+    first_retry: Seconds = 5
+    longest_retry: Seconds = 900
+    timeout: Seconds = 30
+    lease: Seconds = 120
+    tick: Seconds = 0.1
+
+
+class LogSection(Section):
+    """[log]: how much is said."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Section):
+    """All of node.toml."""
+
+    node: NodeSection = NodeSection()
+    database: DatabaseSection = DatabaseSection()
+    receive: ReceiveSection = ReceiveSection()
+    peers: tuple[PeerSection, ...] = ()
+    assemble: AssembleSection = AssembleSection()
+    select: SelectSection = SelectSection()
+    read: ReadSection = ReadSection()
+    flag: FlagSection = FlagSection()
+    report: ReportSection = ReportSection()
+    deliver: DeliverSection = DeliverSection()
+    log: LogSection = LogSection()
+
+    @pydantic.model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        for key, sections in (("flag.ups", self.flag.ups), ("deliver.destinations", self.deliver.destinations)):
+            names = [section.name for section in sections]
+            if len(names) != len(set(names)):
+                raise ValueError(f"{key}: every name must be different")
+            if ARCHIVE in names:
+                raise ValueError(f"{key}: the name {ARCHIVE!r} is the node's own archive")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """The database that counts: the configured one, or SQLite inside the data directory."""
+        return self.database.url or f"sqlite:///{self.node.data / 'hemonode.db'}"
+
+    @property
+    def archive(self) -> Path:
+        """The directory under which every stored file lies."""
+        return self.node.data / "archive"
+
+
+def load(path: Path) -> Settings:
+    """The settings in `path`; relative paths in it count from its own directory.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is not TOML, or holds an unknown key or a value that is not allowed.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    try:
+        settings = Settings.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    node = settings.node.model_copy(update={"data": (path.parent / settings.node.data).resolve()})
+    return settings.model_copy(update={"node": node})
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "node.toml"
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_allowed(first['loc'])}"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
+
+
+def _allowed(location: tuple[Any, ...]) -> str:
+    section: Any = Settings
+    for part in location[:-1]:
+        if isinstance(part, int) or not hasattr(section, "model_fields"):
+            continue
+        field = section.model_fields.get(part)
+        section = _section_of(field.annotation) if field else None
+    if not hasattr(section, "model_fields"):
+        return ""
+    return f"; allowed: {', '.join(sorted(section.model_fields))}"
+
+
+def _section_of(annotation: Any) -> Any:
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    inner = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
+    return inner[0] if inner else None

@@ -1,0 +1,23 @@
+"""What one DICOM service brings to the listening application entity: presentation contexts and handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """Contexts and handlers of one service class; `node.receive.scp` listens with any number of them.
+
+    Parameters
+    ----------
+    contexts : tuple of (str, tuple of str)
+        Abstract syntax UIDs, each with the transfer syntax UIDs it is accepted in.
+    handlers : tuple of (event, callable, list)
+        What pynetdicom binds: ``(evt.EVT_C_ECHO, function, [arguments])``.
+    """
+
+    contexts: tuple[tuple[str, tuple[str, ...]], ...]
+    handlers: tuple[tuple[Any, Callable[..., Any], list[Any]], ...] = field(default=())

@@ -1,0 +1,198 @@
+"""The passage of a study through the database, on a real file."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from db import audit, deliveries, instances, jobs, results, studies
+from db.deliveries import NewDelivery
+from db.engine import Database
+from db.errors import LeaseLost
+from db.instances import NewInstance
+from db.schema import metadata
+from db.states import DeliveryKind, DeliveryState, JobState, StudyState
+
+LEASE = dt.timedelta(minutes=1)
+PAST = dt.timedelta(seconds=-1)
+WHOLE: dict[str, Any] = {"complete": True, "reason": "geometrically whole", "missing": []}
+
+
+def an_instance(number: int, *, digest: str = "d") -> NewInstance:
+    return NewInstance(
+        sop_instance_uid=f"1.2.3.{number}",
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        series_uid="1.2.3",
+        study_uid="1.2",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        path=f"a/{number}.dcm",
+        size=10,
+        digest=digest,
+        association_id="a1",
+        calling_ae="CT1",
+        facts={},
+        header={},
+    )
+
+
+def received(database: Database, *numbers: int) -> None:
+    with database.write() as tx:
+        for number in numbers:
+            assert instances.add(tx, an_instance(number)) is None
+
+
+def pronounced(database: Database, *numbers: int) -> bool:
+    with database.write() as tx:
+        seen = [f"1.2.3.{n}" for n in numbers]
+        return studies.pronounce(tx, study_uid="1.2", completeness=WHOLE, seen=seen, model="triage")
+
+
+def claimed(database: Database, owner: str = "w1", lease: dt.timedelta = LEASE) -> jobs.Job:
+    with database.write() as tx:
+        job = jobs.claim(tx, owner=owner, lease=lease)
+    assert job is not None
+    return job
+
+
+def state_of(database: Database) -> StudyState:
+    with database.read() as tx:
+        study = studies.find(tx, "1.2")
+    assert study is not None
+    return study.state
+
+
+def recorded(database: Database, job: jobs.Job) -> None:
+    follow = [NewDelivery(kind=DeliveryKind.FLAG, destination="ris")]
+    with database.write() as tx:
+        results.record(tx, job, outcome="negative", payload={"reason": "none"}, follow=follow)
+
+
+def test_the_migrations_build_the_schema(database: Database) -> None:
+    with database.read() as tx:
+        assert compare_metadata(MigrationContext.configure(tx), metadata) == []
+
+
+def test_upgrading_twice_changes_nothing(database: Database) -> None:
+    database.upgrade()
+
+
+def test_the_same_instance_again_answers_the_first_row_and_changes_nothing(database: Database) -> None:
+    received(database, 1)
+    with database.write() as tx:
+        known = instances.add(tx, an_instance(1, digest="other"))
+    assert known is not None
+    assert known.digest == "d"
+
+
+def test_a_study_passes_from_receiving_to_reported(database: Database) -> None:
+    received(database, 1, 2)
+    assert pronounced(database, 1, 2)
+    recorded(database, claimed(database))
+    assert state_of(database) is StudyState.REPORTED
+    with database.read() as tx:
+        told = [event.event for event in audit.timeline(tx, "1.2")]
+        due = deliveries.in_state(tx, DeliveryState.DUE)
+    assert told == ["first_instance", "verdict", "job_started", "result"]
+    assert [(d.kind, d.destination, d.revision) for d in due] == [(DeliveryKind.FLAG, "ris", 1)]
+
+
+def test_a_verdict_formed_without_the_newest_slice_is_refused(database: Database) -> None:
+    received(database, 1, 2)
+    assert not pronounced(database, 1)
+    assert state_of(database) is StudyState.RECEIVING
+
+
+def test_a_late_slice_before_the_job_starts_recalls_the_verdict(database: Database) -> None:
+    received(database, 1)
+    assert pronounced(database, 1)
+    received(database, 2)
+    with database.write() as tx:
+        assert studies.recall(tx, "1.2")
+    assert state_of(database) is StudyState.RECEIVING
+    assert pronounced(database, 2)
+    assert claimed(database).revision == 1
+
+
+def test_a_started_job_is_not_recalled(database: Database) -> None:
+    received(database, 1)
+    assert pronounced(database, 1)
+    claimed(database)
+    with database.write() as tx:
+        assert not studies.recall(tx, "1.2")
+
+
+def test_a_slice_after_the_result_opens_the_next_revision_and_supersedes_what_was_due(database: Database) -> None:
+    received(database, 1)
+    assert pronounced(database, 1)
+    recorded(database, claimed(database))
+    received(database, 2)
+    with database.write() as tx:
+        assert studies.reopen(tx, "1.2") == 2
+    assert pronounced(database, 2)
+    recorded(database, claimed(database))
+    with database.read() as tx:
+        states = [(d.revision, d.state) for d in deliveries.of_study(tx, "1.2")]
+    assert states == [(1, DeliveryState.SUPERSEDED), (2, DeliveryState.DUE)]
+
+
+def test_one_job_is_claimed_once(database: Database) -> None:
+    received(database, 1)
+    pronounced(database, 1)
+    claimed(database)
+    with database.write() as tx:
+        assert jobs.claim(tx, owner="w2", lease=LEASE) is None
+
+
+def test_an_expired_lease_passes_on_and_its_first_holder_can_write_nothing(database: Database) -> None:
+    received(database, 1)
+    pronounced(database, 1)
+    first = claimed(database, lease=PAST)
+    with database.write() as tx:
+        assert len(jobs.reap(tx, attempts=3)) == 1
+    second = claimed(database, owner="w2")
+    with pytest.raises(LeaseLost):
+        recorded(database, first)
+    recorded(database, second)
+
+
+def test_a_poison_study_is_parked_after_its_attempts_and_can_be_requeued(database: Database) -> None:
+    received(database, 1)
+    pronounced(database, 1)
+    for attempt in (1, 2):
+        job = claimed(database)
+        with database.write() as tx:
+            assert jobs.fail(tx, job, error="boom", attempts=2) is (attempt == 2)
+    assert state_of(database) is StudyState.FAILED
+    with database.write() as tx:
+        assert jobs.requeue(tx, study_uid="1.2") == 1
+    assert claimed(database).state is JobState.DOING
+
+
+def test_a_failed_delivery_is_due_later_and_then_abandoned(database: Database) -> None:
+    received(database, 1)
+    pronounced(database, 1)
+    recorded(database, claimed(database))
+    for retry in (PAST, None):
+        with database.write() as tx:
+            delivery = deliveries.claim(tx, kind=DeliveryKind.FLAG, destination="ris", owner="d", lease=LEASE)
+            assert delivery is not None
+            deliveries.failed(tx, delivery, error="down", retry_after=retry)
+    with database.write() as tx:
+        assert [d.attempts for d in deliveries.in_state(tx, DeliveryState.ABANDONED)] == [2]
+        assert deliveries.requeue(tx) == 1
+
+
+def test_a_write_that_raises_leaves_nothing_behind(database: Database) -> None:
+    def killed_halfway() -> None:
+        with database.write() as tx:
+            instances.add(tx, an_instance(1))
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        killed_halfway()
+    with database.read() as tx:
+        assert instances.find(tx, "1.2.3.1") is None
