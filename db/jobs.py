@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from db import audit
 from db.errors import LeaseLost
-from db.schema import jobs, now, studies
+from db.schema import jobs, now, results, studies
 from db.states import JobState, StudyState
 
 
@@ -98,15 +98,13 @@ def _tell(tx: sa.Connection, job: Job, *, error: str, parked: bool) -> None:
         tx.execute(studies.update().where(studies.c.study_uid == job.study_uid).values(state=StudyState.FAILED))
 
 
-def requeue(tx: sa.Connection, *, study_uid: str) -> int:
-    """Parked jobs of the study wait again with fresh attempts; returns how many."""
-    query = jobs.update().where(jobs.c.study_uid == study_uid, jobs.c.state == JobState.FAILED)
-    values = {"state": JobState.TODO, "attempts": 0, "owner": None, "error": None, "ended_at": None}
-    count = int(tx.execute(query.values(**values)).rowcount)
-    if count:
-        tx.execute(studies.update().where(studies.c.study_uid == study_uid).values(state=StudyState.COMPLETE))
-        audit.record(tx, "requeued", study_uid=study_uid, jobs=count)
-    return count
+def parked_unspoken(tx: sa.Connection) -> tuple[Job, ...]:
+    """Parked jobs of which no result speaks yet: their studies still need a statement."""
+    spoken = sa.select(results.c.id).where(
+        results.c.study_uid == jobs.c.study_uid, results.c.revision == jobs.c.revision, results.c.model == jobs.c.model
+    )
+    query = sa.select(jobs).where(jobs.c.state == JobState.FAILED, ~spoken.exists()).order_by(jobs.c.id)
+    return tuple(_job(row) for row in tx.execute(query).mappings())
 
 
 def of_study(tx: sa.Connection, study_uid: str) -> tuple[Job, ...]:

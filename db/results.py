@@ -40,30 +40,34 @@ def record(
         Somebody else holds the job now; nothing was written.
     """
     jobs.done(tx, job)
-    made_at = now()
-    result_id = tx.execute(
-        results.insert()
-        .values(
-            study_uid=job.study_uid,
-            revision=job.revision,
-            model=job.model,
-            outcome=outcome,
-            payload=payload,
-            made_at=made_at,
-        )
-        .returning(results.c.id)
-    ).scalar_one()
-    result = Result(
-        id=int(result_id),
-        study_uid=job.study_uid,
-        revision=job.revision,
-        model=job.model,
-        outcome=outcome,
-        payload=payload,
-        made_at=made_at,
-    )
     analysed = outcome != "not_analysed"
-    studies.end(tx, study_uid=job.study_uid, state=StudyState.REPORTED if analysed else StudyState.NOT_ANALYSED)
+    return _conclude(
+        tx, job, outcome=outcome, payload=payload, follow=follow,
+        state=StudyState.REPORTED if analysed else StudyState.NOT_ANALYSED,
+    )  # fmt: skip
+
+
+def record_parked(tx: sa.Connection, job: Job, *, payload: dict[str, Any], follow: Sequence[NewDelivery]) -> Result:
+    """A parked job's study has its statement, *not analysed*, and its deliveries are due; the study stays failed."""
+    return _conclude(
+        tx, job, outcome="not_analysed", payload=payload, follow=follow, state=StudyState.FAILED
+    )  # fmt: skip
+
+
+def _conclude(
+    tx: sa.Connection,
+    job: Job,
+    *,
+    outcome: str,
+    payload: dict[str, Any],
+    follow: Sequence[NewDelivery],
+    state: StudyState,
+) -> Result:
+    made_at = now()
+    values = {"study_uid": job.study_uid, "revision": job.revision, "model": job.model, "outcome": outcome}
+    inserted = tx.execute(results.insert().values(payload=payload, made_at=made_at, **values).returning(*results.c))
+    result = Result(**dict(inserted.mappings().one()))
+    studies.end(tx, study_uid=job.study_uid, state=state)
     studies.supersede_due(tx, study_uid=job.study_uid, before_revision=job.revision)
     audit.record(
         tx, "result", study_uid=job.study_uid, revision=job.revision, outcome=outcome, reason=payload["reason"]

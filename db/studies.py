@@ -108,8 +108,8 @@ def recall(tx: sa.Connection, study_uid: str) -> bool:
     return True
 
 
-def reopen(tx: sa.Connection, study_uid: str) -> int | None:
-    """A slice came after the result: the study is received again as the next revision, which is returned.
+def reopen(tx: sa.Connection, study_uid: str, *, reason: str) -> int | None:
+    """A slice came after the result, or somebody asked for it: received again as the next revision, which is returned.
 
     Returns None, with nothing written, unless the study had ended.
     """
@@ -119,7 +119,7 @@ def reopen(tx: sa.Connection, study_uid: str) -> int | None:
         return None
     revision = study.revision + 1
     _change(tx, study_uid, state=StudyState.RECEIVING, revision=revision)
-    audit.record(tx, "revision_opened", study_uid=study_uid, revision=revision)
+    audit.record(tx, "revision_opened", study_uid=study_uid, revision=revision, reason=reason)
     return revision
 
 

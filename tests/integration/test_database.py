@@ -15,7 +15,7 @@ from db.engine import Database
 from db.errors import LeaseLost
 from db.instances import NewInstance
 from db.schema import metadata
-from db.states import DeliveryKind, DeliveryState, JobState, StudyState
+from db.states import DeliveryKind, DeliveryState, StudyState
 
 LEASE = dt.timedelta(minutes=1)
 PAST = dt.timedelta(seconds=-1)
@@ -131,7 +131,7 @@ def test_a_slice_after_the_result_opens_the_next_revision_and_supersedes_what_wa
     recorded(database, claimed(database))
     received(database, 2)
     with database.write() as tx:
-        assert studies.reopen(tx, "1.2") == 2
+        assert studies.reopen(tx, "1.2", reason="a late slice") == 2
     assert pronounced(database, 2)
     recorded(database, claimed(database))
     with database.read() as tx:
@@ -159,17 +159,19 @@ def test_an_expired_lease_passes_on_and_its_first_holder_can_write_nothing(datab
     recorded(database, second)
 
 
-def test_a_poison_study_is_parked_after_its_attempts_and_can_be_requeued(database: Database) -> None:
+def test_a_poison_study_is_parked_after_its_attempts_and_still_gets_its_statement(database: Database) -> None:
     received(database, 1)
     pronounced(database, 1)
     for attempt in (1, 2):
         job = claimed(database)
         with database.write() as tx:
             assert jobs.fail(tx, job, error="boom", attempts=2) is (attempt == 2)
-    assert state_of(database) is StudyState.FAILED
     with database.write() as tx:
-        assert jobs.requeue(tx, study_uid="1.2") == 1
-    assert claimed(database).state is JobState.DOING
+        (parked,) = jobs.parked_unspoken(tx)
+        results.record_parked(tx, parked, payload={"reason": "boom"}, follow=[])
+        assert jobs.parked_unspoken(tx) == ()
+        assert [r.outcome for r in results.of_study(tx, "1.2")] == ["not_analysed"]
+    assert state_of(database) is StudyState.FAILED
 
 
 def test_a_failed_delivery_is_due_later_and_then_abandoned(database: Database) -> None:
