@@ -188,8 +188,7 @@ def keep_aside(
 def all_set_aside(tx: sa.Connection, *, limit: int = 100) -> tuple[SetAside, ...]:
     """The objects set aside, newest first."""
     query = sa.select(set_aside).order_by(set_aside.c.id.desc()).limit(limit)
-    rows = (dict(row) for row in tx.execute(query).mappings())
-    return tuple(SetAside(**row | {"kind": SetAsideKind(row["kind"])}) for row in rows)
+    return tuple(_set_aside(row) for row in tx.execute(query).mappings())
 
 
 def count_set_aside(tx: sa.Connection) -> int:
@@ -203,3 +202,22 @@ def set_aside_digest_known(tx: sa.Connection, *, sop_instance_uid: str, digest: 
         set_aside.c.sop_instance_uid == sop_instance_uid, set_aside.c.digest == digest
     )
     return tx.execute(query.limit(1)).first() is not None
+
+
+def count(tx: sa.Connection, *, study_uid: str | None = None) -> int:
+    """How many instances the archive holds, of one study or of all."""
+    query = sa.select(sa.func.count()).select_from(instances)
+    if study_uid is not None:
+        query = query.where(instances.c.study_uid == study_uid)
+    return int(tx.execute(query).scalar_one())
+
+
+def set_aside_of_study(tx: sa.Connection, study_uid: str) -> tuple[SetAside, ...]:
+    """The objects set aside under the SOP Instance UIDs of a study, newest first."""
+    known = sa.select(instances.c.sop_instance_uid).where(instances.c.study_uid == study_uid)
+    query = sa.select(set_aside).where(set_aside.c.sop_instance_uid.in_(known)).order_by(set_aside.c.id.desc())
+    return tuple(_set_aside(row) for row in tx.execute(query).mappings())
+
+
+def _set_aside(row: sa.RowMapping) -> SetAside:
+    return SetAside(**{**row, "kind": SetAsideKind(row["kind"])})

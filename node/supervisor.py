@@ -1,9 +1,9 @@
 """Starts, watches and restarts the parts of `serve`; drains them on stop.
 
 Every part is an own process: one that crashes takes nothing with it and is started again after a pause that doubles
-while it keeps crashing. A part that cannot start at all (exit code `CANNOT_START`) stops the whole node at once, because
-starting it again would not help. Parts hold the reading end of a pipe whose writing end only the supervisor holds: when
-the supervisor is killed the pipe closes and they drain by themselves.
+while it keeps crashing. A part that cannot start at all (exit code `CANNOT_START`) stops the whole node at once:
+starting it again would not help. Parts hold the reading end of a pipe of which only the supervisor holds the writing
+end: when the supervisor is killed the pipe closes, and they drain by themselves.
 """
 
 from __future__ import annotations

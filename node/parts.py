@@ -1,0 +1,93 @@
+"""Composes the processes of the node: which rooms each of them joins. The only place that knows them all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy.exc
+
+from db import parts as heartbeats
+from db.engine import Database
+from db.errors import DatabaseError
+from node.config import Settings
+from node.errors import StartError
+from node.log import log
+from node.supervisor import PartSpec, Supervisor
+
+DRAIN_SECONDS = 20.0
+BEAT_SECONDS = 2.0
+NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
+
+
+def serve(settings: Settings, *, config: Path, stop: threading.Event) -> None:
+    """All parts have run on this machine until `stop` was set. Raises ``StartError``."""
+    database = open_database(settings)
+    database.close()
+    Supervisor(part_specs(settings), config=config, grace=DRAIN_SECONDS + 5).run(stop)
+
+
+def part_specs(settings: Settings) -> tuple[PartSpec, ...]:
+    """One receiver, one scheduler, and one worker for each device."""
+    workers = [
+        PartSpec(name=f"work-{i}", arguments=("work", "--number", str(i))) for i in range(worker_count(settings))
+    ]
+    return (
+        PartSpec(name="receive", arguments=("receive",)),
+        PartSpec(name="schedule", arguments=("schedule",)),
+        *workers,
+    )
+
+
+def worker_count(settings: Settings) -> int:
+    """The configured number, else one for each NVIDIA device, else one. Asks the system, so that torch stays out."""
+    if settings.read.workers is not None:
+        return settings.read.workers
+    found = len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
+    return max(1, found) if settings.read.device == "auto" else 1
+
+
+def open_database(settings: Settings) -> Database:
+    """The database, with its schema brought to this version. Raises ``StartError`` when it cannot be had."""
+    try:
+        settings.node.data.mkdir(parents=True, exist_ok=True)
+        database = Database(settings.database_url)
+        database.upgrade()
+    except (sqlalchemy.exc.SQLAlchemyError, DatabaseError, OSError, ImportError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise StartError(f"database {_without_password(settings.database_url)}: {reason}") from error
+    return database
+
+
+def _without_password(url: str) -> str:
+    return str(sqlalchemy.make_url(url)) if "://" in url else url
+
+
+@contextmanager
+def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -> Iterator[None]:
+    """While the block runs, this process stands among the node's parts and its heartbeat is fresh."""
+    finished = threading.Event()
+    with database.write() as tx:
+        heartbeats.started(tx, name=name, kind=kind, pid=os.getpid(), detail=detail)
+
+    def beat() -> None:
+        while not finished.wait(BEAT_SECONDS):
+            try:
+                with database.write() as tx:
+                    heartbeats.beat(tx, name=name)
+            except sqlalchemy.exc.SQLAlchemyError as error:
+                log().warning("heartbeat_failed", error=str(error))
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join(timeout=5)
+        with database.write() as tx:
+            heartbeats.stopped(tx, name=name)
