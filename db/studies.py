@@ -47,6 +47,13 @@ def latest(tx: sa.Connection, *, limit: int) -> tuple[Study, ...]:
     return tuple(_study(row) for row in tx.execute(query).mappings())
 
 
+def uids_like(tx: sa.Connection, text: str, *, limit: int = 10) -> tuple[str, ...]:
+    """The Study Instance UIDs that begin or end with `text`."""
+    column = studies.c.study_uid
+    like = sa.or_(column.startswith(text, autoescape=True), column.endswith(text, autoescape=True))
+    return tuple(tx.execute(sa.select(column).where(like).order_by(column).limit(limit)).scalars())
+
+
 def count_by_state(tx: sa.Connection) -> dict[str, int]:
     """How many studies are in each state."""
     rows = tx.execute(sa.select(studies.c.state, sa.func.count()).group_by(studies.c.state))

@@ -91,3 +91,16 @@ def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -
         thread.join(timeout=5)
         with database.write() as tx:
             heartbeats.stopped(tx, name=name)
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[sqlalchemy.Connection]:
+    """A view of the node's database for a command. Raises ``StartError`` when there is none yet."""
+    if not settings.database.url and not (settings.node.data / "hemonode.db").exists():
+        raise StartError(f"no database in {settings.node.data}: this node has not been started yet")
+    database = open_database(settings)
+    try:
+        with database.read() as tx:
+            yield tx
+    finally:
+        database.close()

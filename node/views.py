@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from db import associations, audit, deliveries, instances, jobs, parts, results, studies
 from db.schema import now
+from db.errors import UnknownStudy
 from db.states import DeliveryState
 from db.studies import Study
 from node.config import Settings
@@ -57,11 +58,22 @@ def _row(tx: sa.Connection, study: Study) -> dict[str, Any]:
     }
 
 
-def story(tx: sa.Connection, study_uid: str) -> dict[str, Any] | None:
-    """Everything known of one study: its row, timeline, series with reasons, results and deliveries; None if unknown."""
+def study_uid_like(tx: sa.Connection, text: str) -> str:
+    """The one study whose UID is `text`, or begins or ends with it. Raises ``UnknownStudy`` for none or several."""
+    found = studies.uids_like(tx, text)
+    if len(found) == 1 or text in found:
+        return text if text in found else found[0]
+    raise UnknownStudy(f"{len(found) or 'no'} stud{'y' if not found else 'ies'} like {text!r}")
+
+
+def story(tx: sa.Connection, study_uid: str) -> dict[str, Any]:
+    """Everything known of one study: its row, timeline, series with reasons, results, deliveries.
+
+    Raises ``UnknownStudy`` when there is no such study.
+    """
     study = studies.find(tx, study_uid)
     if study is None:
-        return None
+        raise UnknownStudy(f"no study {study_uid}")
     told = results.of_study(tx, study_uid)
     return _row(tx, study) | {
         "completeness": study.completeness,

@@ -1,0 +1,277 @@
+"""The commands. The only place that prints, exits and handles signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from node import config, log
+from node.config import RemoteSection, Settings
+from node.errors import ConfigError, HemonodeError, StartError
+from node.supervisor import CANNOT_START, watch_lifeline
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A DICOM node that reads head CT on arrival, flags intracranial haemorrhage and files a Structured Report.",
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+StudyArgument = Annotated[str, typer.Argument(help="A Study Instance UID, or its unmistakable beginning or end.")]
+DEFAULT_CONFIG = Path("node.toml")
+USAGE, FAILED = 2, 1
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+def main() -> None:
+    """Run a command; every error the node can name becomes one line and an exit code."""
+    try:
+        app()
+    except HemonodeError as error:
+        err.print(f"hemonode: {error}", style="bold red", markup=False)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: HemonodeError) -> int:
+    if isinstance(error, StartError):
+        return CANNOT_START
+    return USAGE if isinstance(error, ConfigError) else FAILED
+
+
+def _print(facts: Any, rendered: RenderableType, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    else:
+        out.print(rendered)
+
+
+def _until_told() -> threading.Event:
+    """An event that SIGINT, SIGTERM or the supervisor's death sets."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    watch_lifeline(stop)
+    return stop
+
+
+def _settings(path: Path, *, part: str) -> Settings:
+    settings = config.load(path)
+    log.configure(level=settings.log.level, part=part)
+    return settings
+
+
+@app.command()
+def serve(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run the whole node on this machine until Ctrl-C or SIGTERM, then drain and exit 0."""
+    from node import parts
+
+    settings = _settings(config_path, part="serve")
+    parts.serve(settings, config=config_path.resolve(), stop=_until_told())
+
+
+@app.command()
+def receive(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run only the listening part: storage, verification and worklist services."""
+    from node import parts
+
+    parts.receive(_settings(config_path, part="receive"), stop=_until_told())
+
+
+@app.command()
+def schedule(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run only the scheduling part: assemble, flag, report, deliver."""
+    from node import parts
+
+    parts.schedule(_settings(config_path, part="schedule"), stop=_until_told())
+
+
+@app.command()
+def work(
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    number: Annotated[int, typer.Option(help="Which worker this is; with several CUDA devices, which device.")] = 0,
+) -> None:
+    """Run only one worker: encode slices as they arrive, decide when a study is complete."""
+    from node import parts
+
+    parts.work(_settings(config_path, part=f"work-{number}"), number=number, stop=_until_told())
+
+
+@app.command()
+def demo(
+    dicom: Annotated[list[Path] | None, typer.Option(help="Also send these files or folders.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the demonstration keeps its data.")] = Path("demo"),
+) -> None:
+    """Start a node, send it three phantom studies (and your own), and show what happened to each."""
+    from node import demo as demonstration
+
+    log.configure(level="warning", part="demo")
+    demonstration.run(folder=folder.resolve(), extra=tuple(dicom or ()), out=out, stop=_until_told())
+
+
+@app.command()
+def send(
+    paths: Annotated[list[Path], typer.Argument(help="Files, or folders that are searched through.")],
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    to: Annotated[str, typer.Option(help="AET@host:port; this node when left out.")] = "",
+    calling: Annotated[str, typer.Option(help="The calling AE title.")] = "HEMONODE-SEND",
+    as_json: JsonOption = False,
+) -> None:
+    """Send DICOM files as a scanner would (C-STORE), compressed ones as they are."""
+    from node import sender
+
+    remote = _remote(to, config_path)
+    files, other = sender.sendable(paths)
+    if not files:
+        raise ConfigError(f"no DICOM file under {', '.join(map(str, paths))}")
+    with _progress(disable=as_json) as progress:
+        task = progress.add_task(f"sending to {remote.ae_title}", total=len(files))
+        sent = sender.send(
+            remote, files, own_ae_title=calling, timeout=30, told=lambda _: progress.advance(task)
+        )  # fmt: skip
+    failed = [{"path": str(s.file.path), "error": s.error} for s in sent if s.error]
+    facts = {"sent": len(sent) - len(failed), "failed": failed, "not_dicom": [str(path) for path in other]}
+    lines = [f"{facts['sent']} of {len(sent)} instances stored by {remote.ae_title}"]
+    lines += [f"failed: {f['path']}: {f['error']}" for f in failed]
+    lines += [f"not DICOM: {path}" for path in facts["not_dicom"]]
+    _print(facts, "\n".join(lines), as_json=as_json)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def echo(
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    to: Annotated[str, typer.Option(help="AET@host:port; this node when left out.")] = "",
+    calling: Annotated[str, typer.Option(help="The calling AE title.")] = "HEMONODE-ECHO",
+) -> None:
+    """Ask an application entity whether it answers (C-ECHO)."""
+    from node import sender
+
+    remote = _remote(to, config_path)
+    sender.echo(remote, own_ae_title=calling, timeout=10)
+    out.print(f"{remote.ae_title} at {remote.address}:{remote.port} answers")
+
+
+@app.command()
+def status(config_path: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """The node at a glance: parts, studies, queue, deliveries, objects set aside, disk."""
+    from node import parts, tables, views
+
+    settings = config.load(config_path)
+    with parts.reading(settings) as tx:
+        facts = views.status(tx, settings)
+    _print(facts, tables.status(facts), as_json=as_json)
+
+
+@app.command()
+def studies(
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """The studies last received from, newest first."""
+    from node import parts, tables, views
+
+    with parts.reading(config.load(config_path)) as tx:
+        facts = views.study_rows(tx, limit=limit)
+    _print(facts, tables.studies(facts), as_json=as_json)
+
+
+@app.command()
+def show(study: StudyArgument, config_path: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """One study's whole story: timeline, verdict, series and why, findings, deliveries."""
+    from node import parts, tables, views
+
+    with parts.reading(config.load(config_path)) as tx:
+        facts = views.story(tx, views.study_uid_like(tx, study))
+    _print(facts, tables.story(facts), as_json=as_json)
+
+
+@app.command()
+def worklist(config_path: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """The reading worklist in the order in which to read it."""
+    from node import parts, tables, views
+
+    with parts.reading(config.load(config_path)) as tx:
+        facts = views.worklist(tx)
+    _print(facts, tables.worklist(facts), as_json=as_json)
+
+
+@app.command()
+def requeue(
+    study: Annotated[str, typer.Argument(help="A Study Instance UID; every abandoned delivery when left out.")] = "",
+    config_path: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Try abandoned deliveries again; a parked (failed) study is read again as its next revision."""
+    from node import parts, views
+
+    database = parts.open_database(config.load(config_path))
+    with database.write() as tx:
+        told = views.requeue(tx, study)
+    database.close()
+    out.print(told)
+
+
+@app.command()
+def infer(
+    folder: Annotated[Path, typer.Argument(help="A folder (or file) with DICOM images of one or more studies.")],
+    config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
+    sr: Annotated[Path | None, typer.Option(help="Write the Structured Report here (one study only).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a folder without a node: what would be read, what the models say, and why."""
+    from node import offline, tables
+
+    settings = _settings(config_path, part="infer") if config_path else Settings()
+    if config_path is None:
+        log.configure(level="warning", part="infer")
+    with _progress(disable=as_json) as progress:
+        results = offline.infer(folder, settings=settings, sr=sr, progress=progress)
+    for result in results:
+        facts = result.to_json()
+        _print(facts, tables.offline(facts), as_json=as_json)
+
+
+@app.command()
+def models(
+    config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The models this node reads with: weights, digest, labels, rule, operating points, figures."""
+    from node import offline, tables
+
+    facts = offline.models(config.load(config_path) if config_path else Settings())
+    _print(facts, tables.models(facts), as_json=as_json)
+
+
+def _remote(to: str, config_path: Path) -> RemoteSection:
+    if not to:
+        node = config.load(config_path).node
+        address = "127.0.0.1" if node.address in ("0.0.0.0", "::", "") else node.address  # noqa: S104
+        return RemoteSection(name="self", ae_title=node.ae_title, address=address, port=node.port)
+    title, _, where = to.rpartition("@")
+    host, _, port = where.rpartition(":")
+    if not (title and host and port.isdigit()):
+        raise ConfigError(f"--to {to!r}: expected AET@host:port")
+    return RemoteSection(name="remote", ae_title=title, address=host, port=int(port))
+
+
+def _progress(*, disable: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err, disable=disable or not err.is_terminal, transient=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""How facts look on a terminal: rich tables and lines made from the values of `node.views`. Prints nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+NOT_CLINICAL = "DEMONSTRATION WEIGHTS, trained on synthetic heads: NOT FOR CLINICAL USE"
+
+_COLOURS = {
+    "positive": "bold red",
+    "HIGH": "bold red",
+    "negative": "green",
+    "not_analysed": "yellow",
+    "failed": "bold yellow",
+    "abandoned": "bold yellow",
+    "MEDIUM": "default",
+}
+_SILENT = {"event", "at", "seconds", "revision"}
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, title: str | None = None) -> Table:
+    """A table of `rows`; `columns` maps each row key that is shown to its heading."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for heading in columns.values():
+        made.add_column(heading, overflow="fold")
+    for row in rows:
+        made.add_row(*(cell(row.get(key)) for key in columns))
+    return made
+
+
+def cell(value: Any) -> Text:
+    """One value as text, coloured where its meaning matters."""
+    if value is None:
+        return Text("–", style="dim")
+    if isinstance(value, float):
+        return Text(f"{value:.2f}")
+    return Text(str(value), style=_COLOURS.get(str(value), ""))
+
+
+def status(facts: Mapping[str, Any]) -> RenderableType:
+    """`hemonode status` for people."""
+    node = facts["node"]
+    lines: list[RenderableType] = [
+        Text(f"{node['ae_title']} on {node['address']}:{node['port']}", style="bold"),
+        table(
+            [part | {"alive": "yes" if part["alive"] else "NO"} for part in facts["parts"]],
+            {"name": "part", "alive": "alive", "pid": "pid", "device": "device", "precision": "precision"},
+        )
+        if facts["parts"]
+        else Text("no part of the node is running", style="yellow"),
+        counts("studies", facts["studies"]),
+        counts("jobs", facts["jobs"]),
+        counts("deliveries", facts["deliveries"]),
+        Text(f"instances: {facts['instances']}   set aside: {facts['set_aside']}"),
+        Text(f"disk: {facts['disk_free_mb']} MB free, receiving stops below {facts['disk_watermark_mb']} MB"),
+    ]
+    for item in facts["abandoned"]:
+        lines.append(Text(f"ABANDONED {item['kind']} to {item['destination']}: {item['error']}", style="bold yellow"))
+    for item in facts["latest_set_aside"]:
+        lines.append(Text(f"set aside ({item['kind']}) from {item['calling_ae']}: {item['reason']}", style="yellow"))
+    return Group(*lines)
+
+
+def counts(what: str, by_state: Mapping[str, int]) -> Text:
+    """One line such as ``studies: receiving 2, reported 14``."""
+    return Text(f"{what}: " + (", ".join(f"{state} {count}" for state, count in sorted(by_state.items())) or "none"))
+
+
+def story(facts: Mapping[str, Any]) -> RenderableType:
+    """`hemonode show STUDY` for people."""
+    lines: list[RenderableType] = [
+        Text(f"study {facts['study_uid']}", style="bold"),
+        Text(f"{facts['state']}, revision {facts['revision']}, {facts['instances']} instances, {facts['calling_ae']}"),
+    ]
+    for result in facts["results"]:
+        lines += _result(result)
+    lines += [Text(), timeline(facts["timeline"])]
+    if facts["deliveries"]:
+        columns = {"revision": "rev", "kind": "what", "destination": "to", "state": "state", "detail": "answer"}
+        lines += [Text(), table(facts["deliveries"], columns | {"error": "error"}, title="deliveries")]
+    for job in facts["jobs"]:
+        if job["error"]:
+            lines.append(Text(f"job of revision {job['revision']} ({job['state']}): {job['error']}", style="yellow"))
+    for item in facts["set_aside"]:
+        lines.append(Text(f"set aside ({item['kind']}): {item['reason']}", style="yellow"))
+    return Group(*lines)
+
+
+def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
+    yield Text()
+    yield Text(f"revision {result['revision']}: ", style="bold").append(cell(result["outcome"]))
+    yield Text(f"  {result['reason']}")
+    if any(reading["demonstration"] for reading in result["readings"]):
+        yield Text(f"  {NOT_CLINICAL}", style="bold yellow")
+    yield Text(f"  read as {'complete' if result['completeness']['complete'] else 'INCOMPLETE'}: "
+               f"{result['completeness']['reason']}")  # fmt: skip
+    for missing in result["completeness"]["missing"]:
+        yield Text(f"    missing: {missing}", style="yellow")
+    for warning in result["warnings"]:
+        yield Text(f"  warning: {warning}", style="yellow")
+    if result["series"]:
+        rows = [choice | {"chosen": "read" if choice["chosen"] else "not read"} for choice in result["series"]]
+        columns = {"chosen": "", "description": "series", "instances": "images", "reason": "why"}
+        yield table(rows, columns, title="series")
+    for reading in result["readings"]:
+        yield _reading(reading)
+
+
+def _reading(reading: Mapping[str, Any]) -> Table:
+    title = f"{reading['name']} {reading['version']} ({reading['device']}, {reading['precision']}): {reading['rule']}"
+    rows = [
+        finding | {"present": "PRESENT" if finding["present"] else "absent", "scale": _scale(finding)}
+        for finding in reading["findings"]
+    ]
+    columns = {"label": "finding", "present": "", "score": "score", "threshold": "at or above", "scale": ""}
+    return table(rows, columns, title=title)
+
+
+def _scale(finding: Mapping[str, Any]) -> str:
+    return "probability" if finding["calibrated"] else "score, not a probability"
+
+
+def timeline(events: Sequence[Mapping[str, Any]]) -> Table:
+    """Every event with the time since the one before it."""
+    rows = [
+        {
+            "at": event["at"][11:23],
+            "after": f"+{event['seconds']:.3f} s",
+            "event": event["event"].replace("_", " "),
+            "detail": ", ".join(f"{k}: {v}" for k, v in event.items() if k not in _SILENT and v not in (None, [], "")),
+        }
+        for event in events
+    ]
+    return table(rows, {"at": "UTC", "after": "after", "event": "what", "detail": ""}, title="timeline")
+
+
+def studies(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """`hemonode studies` for people."""
+    if not rows:
+        return Text("no study has been received yet")
+    columns = {
+        "study_uid": "study",
+        "calling_ae": "from",
+        "instances": "images",
+        "state": "state",
+        "revision": "rev",
+        "outcome": "outcome",
+        "reason": "reason",
+    }
+    return table(rows, columns)
+
+
+def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """`hemonode worklist` for people: what to read first stands on top."""
+    if not rows:
+        return Text("the worklist is empty")
+    columns = {
+        "priority": "priority",
+        "label": "label",
+        "patient": "patient",
+        "patient_id": "ID",
+        "accession": "accession",
+        "state": "state",
+        "since": "since (UTC)",
+        "study_uid": "study",
+    }
+    return table(rows, columns, title="reading worklist, first to read on top")
+
+
+def readings(result: Mapping[str, Any]) -> RenderableType:
+    """`hemonode infer` for people."""
+    return Group(*_result(result))
