@@ -1,0 +1,124 @@
+"""Tolerant values from a DICOM header: a missing or malformed element is None, never an exception or a warning.
+
+Headers of real scanners hold empty decimal strings, text in integer strings, several values where one belongs and
+numbers beyond any range. pydicom answers those with exceptions or warnings when a value is *converted*; so the
+elements are read here as they came (`pydicom.dataelem.RawDataElement`) and converted with forgiving rules.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import math
+from typing import Any
+
+from pydicom.charset import python_encoding
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+LONGEST_TEXT = 256
+LARGEST_INTEGER = 2**31 - 1
+"""IS is limited to 32 bits (PS3.5 6.2)."""
+
+
+def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """All non-empty values of a text element, stripped and cut to a sane length; empty where there is none."""
+    value = _value(dataset, keyword)
+    if isinstance(value, bytes):
+        value = value.decode(_encoding(dataset), errors="replace").split("\\")
+    elif isinstance(value, str) or not hasattr(value, "__iter__"):
+        value = () if value is None else str(value).split("\\")
+    stripped = (str(item).strip(" \0\t\r\n")[:LONGEST_TEXT] for item in value)
+    return tuple(item for item in stripped if item)
+
+
+def text(dataset: Dataset, keyword: str) -> str | None:
+    """The text of an element, several values joined by a backslash; None where it is absent or empty."""
+    return "\\".join(texts(dataset, keyword))[:LONGEST_TEXT] or None
+
+
+def uid(dataset: Dataset, keyword: str) -> str:
+    """A UID, or an empty string."""
+    values = texts(dataset, keyword)
+    return values[0][:64] if values else ""
+
+
+def numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Exactly `count` finite numbers from a decimal or integer string; None for anything else."""
+    parsed = [_number(item) for item in texts(dataset, keyword)]
+    return tuple(x for x in parsed if x is not None) if len(parsed) == count and None not in parsed else None
+
+
+def number(dataset: Dataset, keyword: str) -> float | None:
+    """The first value of an element as a finite number; None where it is none."""
+    value = _value(dataset, keyword)
+    if isinstance(value, bytes) and (binary := _binary(dataset, keyword, value)) is not None:
+        return float(binary)
+    values = texts(dataset, keyword)
+    return _number(values[0]) if values else None
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """The first value of an element as a whole number within 32 bits; None where it is none."""
+    value = number(dataset, keyword)
+    if value is None or value != math.floor(value) or abs(value) > LARGEST_INTEGER:
+        return None
+    return int(value)
+
+
+def items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
+    """The items of a sequence; empty where it is absent or cannot be read."""
+    try:
+        value = dataset.get(tag(keyword))
+        sequence = None if value is None else value.value
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError):
+        return ()
+    return tuple(sequence) if isinstance(sequence, Sequence) else ()
+
+
+@functools.cache
+def tag(keyword: str) -> int:
+    """The element's tag, for a keyword of the Standard's dictionary."""
+    known = tag_for_keyword(keyword)
+    if known is None:
+        raise KeyError(keyword)
+    return known
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    if tag(keyword) not in dataset:
+        return None
+    return dataset.get_item(tag(keyword)).value
+
+
+def _binary(dataset: Dataset, keyword: str, value: bytes) -> int | None:
+    """A 16-bit integer as it lies in the file (US, SS: PS3.5 6.2); None where the element is text."""
+    element: Any = dataset.get_item(tag(keyword))
+    vr = element.VR or dictionary_VR(tag(keyword))  # implicit VR: the dictionary's
+    if not isinstance(element, RawDataElement) or vr not in ("US", "SS") or len(value) < 2:
+        return None
+    return int.from_bytes(value[:2], "little" if element.is_little_endian else "big", signed=vr == "SS")
+
+
+def _number(value: str) -> float | None:
+    try:
+        parsed = float(value.strip().replace(",", "."))
+    except ValueError:
+        return None
+    return parsed if math.isfinite(parsed) else None
+
+
+def _encoding(dataset: Dataset) -> str:
+    """The Python codec of the data set's (last) character set; Latin-1, which reads any byte, where unknown."""
+    value = dataset.get_item(0x00080005).value if 0x00080005 in dataset else None
+    if isinstance(value, bytes):
+        value = value.decode("ascii", errors="replace").split("\\")
+    names = [value] if isinstance(value, str) else list(value or ())
+    known = [python_encoding[str(n).strip()] for n in names if str(n).strip() in python_encoding]
+    try:
+        codec = codecs.lookup(known[-1]).name if known else "iso8859-1"
+    except LookupError:
+        codec = "iso8859-1"
+    return codec
