@@ -1,0 +1,1 @@
+"""Where labelled studies come from: every source yields the same kind of study."""
