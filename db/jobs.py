@@ -56,6 +56,11 @@ def claim(tx: sa.Connection, *, owner: str, lease: dt.timedelta) -> Job | None:
     return job
 
 
+def any_todo(tx: sa.Connection) -> bool:
+    """Whether `claim` would find something; takes no write lock."""
+    return tx.execute(sa.select(jobs.c.id).where(jobs.c.state == JobState.TODO).limit(1)).first() is not None
+
+
 def extend(tx: sa.Connection, job: Job, *, lease: dt.timedelta) -> None:
     """The lease runs anew from now.
 
@@ -96,6 +101,12 @@ def _tell(tx: sa.Connection, job: Job, *, error: str, parked: bool) -> None:
     audit.record(tx, event, study_uid=job.study_uid, revision=job.revision, attempt=job.attempts, error=first_line)
     if parked:
         tx.execute(studies.update().where(studies.c.study_uid == job.study_uid).values(state=StudyState.FAILED))
+
+
+def needs_reaping(tx: sa.Connection) -> bool:
+    """Whether `reap` or `parked_unspoken` would find something; takes no write lock."""
+    query = sa.select(jobs.c.id).where(jobs.c.state == JobState.DOING, jobs.c.lease_until < now()).limit(1)
+    return tx.execute(query).first() is not None or bool(parked_unspoken(tx))
 
 
 def parked_unspoken(tx: sa.Connection) -> tuple[Job, ...]:

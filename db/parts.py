@@ -44,6 +44,12 @@ def stopped(tx: sa.Connection, *, name: str) -> None:
     tx.execute(parts.delete().where(parts.c.name == name))
 
 
+def find(tx: sa.Connection, name: str) -> Part | None:
+    """The part of this name: alive, or one that died without ending in good order; None otherwise."""
+    row = tx.execute(sa.select(parts).where(parts.c.name == name)).mappings().first()
+    return Part(**dict(row)) if row else None
+
+
 def all_parts(tx: sa.Connection) -> tuple[Part, ...]:
     """Every part that has started and not ended in good order."""
     return tuple(Part(**dict(row)) for row in tx.execute(sa.select(parts).order_by(parts.c.name)).mappings())

@@ -16,7 +16,7 @@ class InferenceError(Exception):
     """Something the package cannot do, in one sentence."""
 
 
-class UnreadablePixels(InferenceError):  # noqa: N818 - the condition, not "an error", is what a reader is shown
+class UnreadablePixels(InferenceError):
     """The pixels of an instance cannot become Hounsfield units."""
 
 

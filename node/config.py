@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import re
 import tomllib
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from inference.series import Criteria
 from node.errors import ConfigError
 
 ARCHIVE = "archive"
@@ -92,10 +94,12 @@ class AssembleSection(Section):
     tick: Seconds = 0.2
 
 
-class SelectSection(Section):
-    """[select]: which series is read. The defaults are `inference.series.Criteria`'s; a key here replaces one."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
+def _known_criteria(value: Any) -> Any:
+    known = {field.name for field in dataclasses.fields(Criteria)}
+    for key in value if isinstance(value, dict) else ():
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}; allowed: {', '.join(sorted(known))}")
+    return value
 
 
 class ModelSection(Section):
@@ -181,7 +185,7 @@ class Settings(Section):
     receive: ReceiveSection = ReceiveSection()
     peers: tuple[PeerSection, ...] = ()
     assemble: AssembleSection = AssembleSection()
-    select: SelectSection = SelectSection()
+    select: Annotated[Criteria, pydantic.BeforeValidator(_known_criteria)] = Criteria()
     read: ReadSection = ReadSection()
     flag: FlagSection = FlagSection()
     report: ReportSection = ReportSection()
@@ -236,7 +240,8 @@ def _explain(error: pydantic.ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"]) or "node.toml"
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key{_allowed(first['loc'])}"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if first["type"] == "value_error" else f"{key}: {message}, not {first['input']!r}"
 
 
 def _allowed(location: tuple[Any, ...]) -> str:

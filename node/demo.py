@@ -56,7 +56,9 @@ def run(*, folder: Path, extra: Sequence[Path], out: Console, stop: threading.Ev
         _make(case)
     out.print(Text(f"2. starting the node: {settings.node.ae_title} on 127.0.0.1:{settings.node.port}"))
     with _node(home) as alive, _database(settings) as database:
-        _wait(lambda: _all_parts_alive(database, settings), alive, stop, seconds=START_SECONDS, what="the node to start")
+        _wait(
+            lambda: _all_parts_alive(database, settings), alive, stop, seconds=START_SECONDS, what="the node to start"
+        )
         out.print(Text("3. sending each study through its own DICOM association"))
         sent = [(case, uid) for case in cases for uid in _send(case, settings, out)]
         out.print(Text("4. waiting for the verdicts, the readings, the flags and the reports"))
@@ -104,7 +106,7 @@ def _configure(home: Path) -> Settings:
         "# Written by `hemonode demo`; every key left out has its default.\n"
         f'[node]\nport = {_free_port()}\ndata = "data"\n\n'
         "[receive]\ndisk_watermark_mb = 512\n\n"
-        "# A study that can never be whole (the localizer) waits for this; on a real scanner leave the default of 30 s.\n"
+        "# A study that can never be whole (the localizer) waits for this; at a real scanner leave the default.\n"
         "[assemble]\nquiet_time = 8\n",
         encoding="utf-8",
     )

@@ -59,11 +59,14 @@ def status(facts: Mapping[str, Any]) -> RenderableType:
         Text(f"instances: {facts['instances']}   set aside: {facts['set_aside']}"),
         Text(f"disk: {facts['disk_free_mb']} MB free, receiving stops below {facts['disk_watermark_mb']} MB"),
     ]
+    return Group(*lines, *_troubles(facts))
+
+
+def _troubles(facts: Mapping[str, Any]) -> Iterable[Text]:
     for item in facts["abandoned"]:
-        lines.append(Text(f"ABANDONED {item['kind']} to {item['destination']}: {item['error']}", style="bold yellow"))
+        yield Text(f"ABANDONED {item['kind']} to {item['destination']}: {item['error']}", style="bold yellow")
     for item in facts["latest_set_aside"]:
-        lines.append(Text(f"set aside ({item['kind']}) from {item['calling_ae']}: {item['reason']}", style="yellow"))
-    return Group(*lines)
+        yield Text(f"set aside ({item['kind']}) from {item['calling_ae']}: {item['reason']}", style="yellow")
 
 
 def counts(what: str, by_state: Mapping[str, int]) -> Text:

@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from db import associations, audit, deliveries, instances, jobs, parts, results, studies
-from db.schema import now
 from db.errors import UnknownStudy
+from db.schema import now
 from db.states import DeliveryState
 from db.studies import Study
 from node.config import Settings

@@ -1,0 +1,286 @@
+"""One study from its stored files to a result: select, decode, check, encode, decide.
+
+Slices can be encoded long before the study is complete; then only the check and the sequence part are left to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.decision import Combination, combine
+from inference.engine import Engine, SlicePlace, place_of
+from inference.errors import UnreadablePixels
+from inference.facts import InstanceFacts
+from inference.headcheck import check_head
+from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
+from inference.series import Criteria, Plane, Selection, Stack, select
+from inference.volume import Slice, read_slices
+
+THUMBNAIL_STEP = 4
+"""The head check looks at every fourth pixel of every fourth row: enough for fractions and outlines."""
+
+UNDECODABLE_KEPT = 10_000
+
+MOST_UNREADABLE = 0.2
+"""More unreadable slices than this, and the series is not read at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One stored instance: its header's facts, its file, and the digest under which its encoding is remembered."""
+
+    facts: InstanceFacts
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSlice:
+    """What is kept of a slice once it is encoded: where it lies, what it roughly looks like, and its descriptors.
+
+    `thumbnail` is the slice with every fourth pixel; `descriptors` maps each model's name to its vector (d,).
+    """
+
+    place: SlicePlace
+    thumbnail: Slice
+    descriptors: dict[str, NDArray[np.float32]]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self.thumbnail.hu.nbytes + sum(vector.nbytes for vector in self.descriptors.values())
+
+
+class EncodedCache:
+    """The encodings of recent instances by digest, within `limit` bytes; the longest unused leave first."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._instances: OrderedDict[str, tuple[EncodedSlice, ...]] = OrderedDict()
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._instances
+
+    def get(self, digest: str) -> tuple[EncodedSlice, ...] | None:
+        """The slices of an instance, or None when they are not held (any more)."""
+        found = self._instances.get(digest)
+        if found is not None:
+            self._instances.move_to_end(digest)
+        return found
+
+    def put(self, digest: str, slices: tuple[EncodedSlice, ...]) -> None:
+        """The slices are held, and others leave until all fit."""
+        self._held += _size(slices) - _size(self._instances.pop(digest, ()))
+        self._instances[digest] = slices
+        while self._held > self._limit and len(self._instances) > 1:
+            _, gone = self._instances.popitem(last=False)
+            self._held -= _size(gone)
+
+
+def _size(slices: tuple[EncodedSlice, ...]) -> int:
+    return sum(encoded.nbytes for encoded in slices)
+
+
+class StudyReader:
+    """Reads studies with the models of one engine.
+
+    Parameters
+    ----------
+    combination : Combination
+        Which findings make a study positive.
+    """
+
+    def __init__(self, engine: Engine, *, criteria: Criteria, combination: Combination, cache: EncodedCache) -> None:
+        self._engine = engine
+        self._criteria = criteria
+        self._combination = combination
+        self._cache = cache
+        self._undecodable: dict[str, None] = {}
+
+    def encode_arrivals(self, instances: Sequence[Stored], *, limit: int) -> int:
+        """Up to `limit` instances of a study still arriving that may be read later are encoded; returns how many.
+
+        Instances that cannot be decoded are left for `read`, which names them.
+        """
+        wanted = {uid for stack in self._arriving(instances).stacks for uid in stack.sop_instance_uids}
+        fresh = [i for i in instances if i.facts.sop_instance_uid in wanted and i.digest not in self._cache]
+        encoded, _ = self._encode([i for i in fresh if i.digest not in self._undecodable][:limit])
+        return len(encoded)
+
+    def _arriving(self, instances: Sequence[Stored]) -> Selection:
+        return select([i.facts for i in instances], self._criteria, arriving=True)
+
+    def read(
+        self,
+        *,
+        study_uid: str,
+        revision: int,
+        instances: Sequence[Stored],
+        completeness: Completeness,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> StudyResult:
+        """The statement on a study: positive, negative, or *not analysed* with its reason.
+
+        Parameters
+        ----------
+        progress : callable
+            Called with the number of instances encoded since the last call.
+        """
+        started = time.perf_counter()
+        by_uid = {instance.facts.sop_instance_uid: instance for instance in instances}
+        selection = select([instance.facts for instance in instances], self._criteria)
+        choices = list(selection.choices)
+        said: list[str] = []
+        for stack in selection.stacks:
+            chosen = _choice_of(stack, choices)
+            reading = self._read_stack(stack, by_uid, progress)
+            if isinstance(reading, _Unfit):
+                choices[choices.index(chosen)] = replace(
+                    chosen, chosen=False, code=reading.code, reason=f"Not read: {reading.reason}."
+                )
+                said.append(reading.reason)
+                continue
+            outcome, reason = combine(reading.readings, self._combination)
+            return StudyResult(
+                study_uid=study_uid,
+                revision=revision,
+                outcome=outcome,
+                reason=reason,
+                completeness=_with_missing(completeness, reading.unreadable),
+                series=tuple(choices),
+                readings=reading.readings,
+                warnings=reading.unreadable,
+                timings_ms={"read": (time.perf_counter() - started) * 1000, **reading.timings_ms},
+            )
+        return StudyResult(
+            study_uid=study_uid,
+            revision=revision,
+            outcome=Outcome.NOT_ANALYSED,
+            reason=_why_not(said, choices),
+            completeness=completeness,
+            series=tuple(choices),
+            timings_ms={"read": (time.perf_counter() - started) * 1000},
+        )
+
+    def _read_stack(
+        self, stack: Stack, by_uid: Mapping[str, Stored], progress: Callable[[int], None]
+    ) -> _StackReading | _Unfit:
+        started = time.perf_counter()
+        wanted = {uid: by_uid[uid] for uid in stack.sop_instance_uids}
+        # Held here as well as in the cache: a large study must not lose its own slices to the cache's limit.
+        held = {uid: known for uid, i in wanted.items() if (known := self._cache.get(i.digest)) is not None}
+        fresh, unreadable = self._encode([i for uid, i in wanted.items() if uid not in held], progress)
+        slices = _in_order(stack.in_order, held | fresh)
+        encoded_ms = (time.perf_counter() - started) * 1000
+        if len(slices) < (1 - MOST_UNREADABLE) * len(stack.in_order):
+            return _Unfit(code="unreadable_pixels", reason=unreadable[0])
+        head = check_head([encoded.thumbnail for encoded in slices])
+        if not head.ok:
+            return _Unfit(code="not_a_head", reason=head.reason)
+        decided = time.perf_counter()
+        descriptors = {
+            name: np.stack([encoded.descriptors[name] for encoded in slices]) for name in slices[0].descriptors
+        }
+        readings = self._engine.decide(descriptors, [encoded.place for encoded in slices])
+        return _StackReading(
+            readings=readings,
+            unreadable=tuple(unreadable),
+            timings_ms={"encode": encoded_ms, "decide": (time.perf_counter() - decided) * 1000},
+        )
+
+    def _encode(
+        self, instances: Sequence[Stored], progress: Callable[[int], None] = lambda _: None
+    ) -> tuple[dict[str, tuple[EncodedSlice, ...]], list[str]]:
+        """The encoded slices by SOP Instance UID, also in the cache; and a sentence for each that could not be decoded.
+
+        Memory stays bounded: pixels of one batch are held at a time, whatever the number of instances.
+        """
+        encoded: dict[str, tuple[EncodedSlice, ...]] = {}
+        unreadable: list[str] = []
+        batch: list[tuple[Stored, tuple[Slice, ...]]] = []
+        for instance in instances:
+            try:
+                batch.append((instance, read_slices(instance.path)))
+            except UnreadablePixels as error:
+                unreadable.append(f"image {instance.facts.instance_number} cannot be decoded: {error}")
+                self._remember_undecodable(instance.digest)
+            if sum(len(slices) for _, slices in batch) >= self._engine.chunk:
+                encoded |= self._encode_batch(batch)
+                progress(len(batch))
+                batch = []
+        encoded |= self._encode_batch(batch)
+        progress(len(batch))
+        return encoded, unreadable
+
+    def _encode_batch(self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]]) -> dict[str, tuple[EncodedSlice, ...]]:
+        flat = [piece for _, slices in batch for piece in slices]
+        if not flat:
+            return {}
+        descriptors = self._engine.encode(flat)
+        row = itertools.count()
+        done = {}
+        for instance, slices in batch:
+            numbered = [(piece, next(row)) for piece in slices]
+            encoded = tuple(_encoded(piece, {n: d[i].copy() for n, d in descriptors.items()}) for piece, i in numbered)
+            self._cache.put(instance.digest, encoded)
+            done[instance.facts.sop_instance_uid] = encoded
+        return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StackReading:
+    readings: tuple[ModelReading, ...]
+    unreadable: tuple[str, ...]
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unfit:
+    code: str
+    reason: str
+
+
+def _encoded(piece: Slice, descriptors: dict[str, NDArray[np.float32]]) -> EncodedSlice:
+    small = np.ascontiguousarray(piece.hu[::THUMBNAIL_STEP, ::THUMBNAIL_STEP])
+    rows, columns = piece.pixel_spacing
+    thumbnail = replace(piece, hu=small, pixel_spacing=(rows * THUMBNAIL_STEP, columns * THUMBNAIL_STEP))
+    return EncodedSlice(place=place_of(piece), thumbnail=thumbnail, descriptors=descriptors)
+
+
+def _in_order(planes: Iterable[Plane], held: Mapping[str, tuple[EncodedSlice, ...]]) -> list[EncodedSlice]:
+    """The encoded slices of `planes`, as far as they could be decoded."""
+    return [
+        encoded
+        for plane in planes
+        for encoded in held.get(plane.facts.sop_instance_uid, ())
+        if encoded.place.frame == plane.frame
+    ]
+
+
+def _choice_of(stack: Stack, choices: Sequence[SeriesChoice]) -> SeriesChoice:
+    return next(choice for choice in choices if choice.series_uid == stack.head.series_uid)
+
+
+def _with_missing(completeness: Completeness, unreadable: Sequence[str]) -> Completeness:
+    if not unreadable:
+        return completeness
+    return replace(completeness, complete=False, missing=(*completeness.missing, *unreadable))
+
+
+def _why_not(said: Sequence[str], choices: Sequence[SeriesChoice]) -> str:
+    """Why nothing was read, in one sentence."""
+    if said:
+        return f"not analysed: {said[0]}"
+    if not choices:
+        return "not analysed: the study holds no images"
+    reasons = dict.fromkeys(choice.reason.removeprefix("Not read: ").rstrip(".") for choice in choices)
+    return f"not analysed: no series can be read ({'; '.join(list(reasons)[:3])})"

@@ -1,0 +1,66 @@
+"""What follows from a result, in one transaction: the result, the worklist entry, and every delivery that is due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from db import audit, results, studies, worklist
+from db.deliveries import NewDelivery
+from db.errors import UnknownStudy
+from db.jobs import Job
+from db.states import DeliveryKind
+from inference.result import Completeness, Outcome, StudyResult
+from node.config import ARCHIVE, Settings
+from node.flag.flag import flag_of
+from node.flag.workitem import workitem, workitem_uid
+
+OWN_WORKLIST = "hemonode"
+
+
+def conclude(tx: sa.Connection, job: Job, result: StudyResult, settings: Settings) -> None:
+    """The result stands with everything that follows from it. Raises ``LeaseLost``, and then nothing stands."""
+    results.record(tx, job, outcome=result.outcome, payload=result.to_json(), follow=_follow(settings))
+    _raise_on_own_worklist(tx, result)
+
+
+def conclude_parked(tx: sa.Connection, job: Job, settings: Settings) -> StudyResult:
+    """A study whose job was parked ends as *not analysed*, with the last error as the reason."""
+    study = studies.find(tx, job.study_uid)
+    if study is None:
+        raise UnknownStudy(job.study_uid)
+    result = StudyResult(
+        study_uid=job.study_uid,
+        revision=job.revision,
+        outcome=Outcome.NOT_ANALYSED,
+        reason=f"not analysed: reading failed {job.attempts} times ({_last_line(job.error)})",
+        completeness=Completeness.from_json(study.completeness or {"complete": False, "reason": "unknown"}),
+    )
+    results.record_parked(tx, job, payload=result.to_json(), follow=_follow(settings))
+    _raise_on_own_worklist(tx, result)
+    return result
+
+
+def _last_line(error: str | None) -> str:
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
+def _follow(settings: Settings) -> list[NewDelivery]:
+    flags = [NewDelivery(kind=DeliveryKind.FLAG, destination=remote.name) for remote in settings.flag.ups]
+    reports = [ARCHIVE, *(remote.name for remote in settings.deliver.destinations)]
+    return flags + [NewDelivery(kind=DeliveryKind.SR, destination=name) for name in reports]
+
+
+def _raise_on_own_worklist(tx: sa.Connection, result: StudyResult) -> None:
+    header: dict[str, Any] = {}
+    study = studies.find(tx, result.study_uid)
+    if study is not None:
+        header = study.header
+    flag = flag_of(result, header=header)
+    uid = workitem_uid(study_uid=result.study_uid, destination=OWN_WORKLIST)
+    worklist.put_reading(tx, uid=uid, study_uid=result.study_uid, dataset=workitem(flag, uid=uid).to_json_dict())
+    audit.record(
+        tx, "flag", study_uid=result.study_uid, revision=result.revision, priority=flag.priority, label=flag.label
+    )
