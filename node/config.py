@@ -110,7 +110,6 @@ class ModelSection(Section):
 
     weights: str
     trigger: bool = True
-    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 def _demonstration() -> dict[str, ModelSection]:

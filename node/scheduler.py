@@ -1,4 +1,4 @@
-"""APScheduler's ticks: assemble, reap, conclude what was parked, flag, report, deliver, notify. It remembers nothing."""
+"""The ticks of APScheduler: assemble, reap, conclude, flag, report, deliver, notify. They remember nothing."""
 
 from __future__ import annotations
 

@@ -175,6 +175,29 @@ def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     return table(rows, columns, title="reading worklist, first to read on top")
 
 
-def readings(result: Mapping[str, Any]) -> RenderableType:
+def offline(result: Mapping[str, Any]) -> RenderableType:
     """`hemonode infer` for people."""
-    return Group(*_result(result))
+    return Group(Text(f"study {result['study_uid']}", style="bold"), *_result(result))
+
+
+def models(cards: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """`hemonode models` for people."""
+    return Group(*(line for card in cards for line in _card(card)))
+
+
+def _card(card: Mapping[str, Any]) -> Iterable[RenderableType]:
+    yield Text(f"{card['name']}: {card['model']} {card['version']} ({card['family']})", style="bold")
+    if card["demonstration"]:
+        yield Text(f"  {NOT_CLINICAL}", style="bold yellow")
+    facts = {
+        "directory": card["directory"],
+        "SHA-256": card["sha256"],
+        "raises the flag": "yes" if card["trigger"] else "no",
+        "scan rule": ", ".join(f"{key} {value}" for key, value in card["rule"].items()),
+        "operating points": ", ".join(f"{label} ≥ {value:.3g}" for label, value in card["thresholds"].items()),
+        "scores are": "calibrated probabilities" if card["calibrated"] else "scores, not probabilities",
+        "trained by": f"{card['provenance']['recipe']} on {card['provenance']['data']}",
+        "intended use": card["intended_use"],
+    }
+    measured = {name: value for name, value in card["figures"].items() if not isinstance(value, dict | list)}
+    yield table([{"what": k, "value": v} for k, v in (facts | measured).items()], {"what": "", "value": ""})

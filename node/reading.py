@@ -1,0 +1,67 @@
+"""Builds the reader of a worker, or of an offline command, from node.toml: the only way into the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import inference
+from inference.card import ModelCard, ModelError, read_card
+from inference.decision import Combination
+from inference.engine import Engine
+from inference.result import ANY
+from inference.study import EncodedCache, StudyReader
+from node.config import ReadSection, Settings
+from node.errors import StartError
+
+PACKAGED = Path(inference.__file__).parent / "weights"
+"""The demonstration weights that travel with Hemonode, one directory each."""
+
+
+def directory_of(weights: str) -> Path:
+    """The directory that a model section's `weights` names: packaged, or the site's own."""
+    packaged = PACKAGED / weights
+    return packaged if Path(weights).name == weights and packaged.is_dir() else Path(weights)
+
+
+def engine_of(settings: Settings, *, device: str | None = None) -> Engine:
+    """The engine with every configured model. Raises ``StartError`` naming the directory and what is wrong with it."""
+    read = settings.read
+    directories = {name: directory_of(model.weights) for name, model in read.models.items()}
+    if not directories:
+        raise StartError("no model is configured under [read.models]")
+    try:
+        engine = Engine.load(directories, device=device or read.device, threads=read.threads, chunk=read.batch)
+    except ModelError as error:
+        raise StartError(str(error)) from error
+    return engine
+
+
+def reader_of(settings: Settings, engine: Engine) -> StudyReader:
+    """The reader that `settings` describe."""
+    return StudyReader(
+        engine,
+        criteria=settings.select,
+        combination=combination_of(settings.read),
+        cache=EncodedCache(limit=settings.read.cache_mb * 2**20),
+    )
+
+
+def combination_of(read: ReadSection) -> Combination:
+    """Which models' findings of "any" raise the flag. Raises ``StartError`` when none may."""
+    triggers = {name: ANY for name, model in read.models.items() if model.trigger}
+    if not triggers:
+        raise StartError("no model under [read.models] has trigger = true: nothing could ever be flagged")
+    return Combination(any_of=triggers) if read.combine == "any_of" else Combination(all_of=triggers)
+
+
+def cards(settings: Settings) -> dict[str, tuple[Path, ModelCard]]:
+    """The card of every configured model and the directory it lies in. Raises ``StartError``."""
+    found = {}
+    for name, model in settings.read.models.items():
+        directory = directory_of(model.weights)
+        try:
+            found[name] = (directory, read_card(directory))
+        except ModelError as error:
+            raise StartError(str(error)) from error
+    return found
+
