@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inference.models.radnet import MaskHead, RADnet, RadnetConfig
+from inference.models.radnet import MaskHead, RADnet, RadnetConfig, Transition
 
 SMALL = RadnetConfig(growth=3, layers=2, stem=4, hidden=5, size=42)
 
@@ -68,12 +68,16 @@ def test_training_and_serving_paths_agree_in_evaluation_mode() -> None:
         torch.testing.assert_close(model.attend(images[0]), masks[0].sigmoid(), atol=1e-5, rtol=0)
 
 
-def test_with_gradients_and_without_the_numbers_are_the_same() -> None:
-    model = small()
-    images = torch.rand(3, 1, 42, 42)
-    with torch.inference_mode():
-        fast = model.encode(images)
-    torch.testing.assert_close(fast, model.encode(images).detach(), atol=1e-5, rtol=0)
+def test_pooling_before_the_convolution_of_a_transition_changes_nothing_but_the_cost() -> None:
+    torch.manual_seed(0)
+    transition = Transition(24, dropout=0.0)
+    maps = torch.randn(2, 24, 16, 16)
+    transition.norm.momentum = None  # one pass in training mode makes the running statistics the batch's own
+    with torch.no_grad():
+        as_published = transition.train()(maps)
+        unbiased = maps.numel() / 24 / (maps.numel() / 24 - 1)
+        transition.norm.get_buffer("running_var").div_(unbiased)
+        torch.testing.assert_close(transition.eval()(maps), as_published, atol=1e-5, rtol=0)
 
 
 def test_the_lstm_lets_a_slice_change_what_is_said_of_its_neighbours() -> None:
