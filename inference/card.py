@@ -1,0 +1,251 @@
+"""The model card beside the weights: all that must be known to use a model, and the proof that card and weights agree.
+
+A model is a directory with ``card.json`` and ``weights.safetensors``. Nothing else is ever read: a safetensors
+file holds numbers and names and cannot execute code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from inference.decision import Calibration, ScanRule
+from inference.models import FAMILIES, build
+from inference.preprocess import Preprocessing
+from inference.result import LABELS, Json
+
+FORMAT = 1
+"""Version of the card's layout. Raised when an older reader would misunderstand a newer card."""
+
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "weights.safetensors"
+MOST_NAMED = 5
+
+
+class ModelError(Exception):
+    """A model cannot be used; the message names the file and what was expected."""
+
+
+class WeightsMissing(ModelError):
+    """There is no card or no weights file where one was configured."""
+
+
+class CardInvalid(ModelError):
+    """The card is not what this version can read."""
+
+
+class CardMismatch(ModelError):
+    """Card and weights do not belong together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Json):
+    """Where the weights come from. `date` is ISO 8601 in UTC; `commit` identifies the code that trained them."""
+
+    recipe: str = ""
+    data: str = ""
+    seed: int | None = None
+    commit: str = ""
+    date: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard(Json):
+    """What travels with the weights.
+
+    Attributes
+    ----------
+    name, version : str
+        What the report calls the algorithm.
+    family : str
+        Key of `inference.models.FAMILIES`.
+    architecture : dict
+        The family's configuration.
+    preprocessing : Preprocessing
+        How slices become images; the same in training and in serving.
+    labels : tuple of str
+        The network's outputs in order, from `inference.result.LABELS`.
+    thresholds : dict
+        Operating point of each label, in 0…1.
+    rule : ScanRule
+        How slice scores become one score of the scan.
+    calibrated : bool
+        Whether scores are probabilities. `calibration` is applied either way.
+    demonstration : bool
+        Not for clinical use; everything made from these weights says so.
+    figures : dict
+        What training measured, by name.
+    sha256 : str
+        Digest (hex) of the weights file; filled in by `save`.
+    """
+
+    format: int = FORMAT
+    name: str
+    family: str
+    version: str
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    thresholds: dict[str, float]
+    rule: ScanRule
+    calibrated: bool = False
+    calibration: Calibration = field(default_factory=Calibration)
+    demonstration: bool
+    intended_use: str
+    provenance: Provenance = field(default_factory=Provenance)
+    figures: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses a card that contradicts itself, with ``ValueError``."""
+        if self.format != FORMAT:
+            raise ValueError(f"format is {self.format!r}, this version reads format {FORMAT}")
+        if self.family not in FAMILIES:
+            raise ValueError(f"family is {self.family!r}, known are {', '.join(FAMILIES)}")
+        if not self.labels or set(self.labels) - set(LABELS) or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels are {list(self.labels)}, expected some of {', '.join(LABELS)}")
+        if set(self.thresholds) != set(self.labels):
+            raise ValueError(f"thresholds are given for {sorted(self.thresholds)}, expected {sorted(self.labels)}")
+        if any(not 0 <= value <= 1 for value in self.thresholds.values()):
+            raise ValueError("thresholds must lie between 0 and 1")
+        if set(self.calibration.temperature) - set(self.labels):
+            raise ValueError(f"calibration names labels other than {sorted(self.labels)}")
+
+
+def save(directory: Path, card: ModelCard, state: Mapping[str, Tensor], *, half: bool = False) -> ModelCard:
+    """Writes card and weights so that `directory` holds the old model or the new one whole; returns the card written.
+
+    The digest is filled in. With `half`, matrices and kernels are stored as float16 (`load` gives float32 back).
+    Raises ``CardMismatch`` where `state` does not fit the card's architecture: such a model could never be loaded.
+    """
+    _require_fit(card, state, directory)
+    stored = {name: _to_store(tensor, half=half) for name, tensor in state.items()}
+    weights = safetensors.torch.save(stored, {"format": "pt"})
+    card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        _write(fresh / WEIGHTS_FILE, weights)
+        _write(fresh / CARD_FILE, (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+        fresh.chmod(0o755)
+        _put_in_place(fresh, directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return card
+
+
+def read_card(directory: Path) -> ModelCard:
+    """The card alone, without a look at the weights. Raises ``WeightsMissing`` or ``CardInvalid``."""
+    path = directory / CARD_FILE
+    try:
+        return ModelCard.from_json(json.loads(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise WeightsMissing(
+            f"{path} does not exist; a model is a directory with {CARD_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CardInvalid(f"{path} is not a model card of format {FORMAT}: {error}") from error
+
+
+def load(directory: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """The card and the weights (CPU, float32) of one model, after every check that they belong together.
+
+    Raises
+    ------
+    WeightsMissing
+        There is no such file.
+    CardInvalid
+        The card has an unknown key, another format, or contradicts itself.
+    CardMismatch
+        The weights' digest, names or shapes are not the card's.
+    """
+    card = read_card(directory)
+    path = directory / WEIGHTS_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise WeightsMissing(f"{path} does not exist, though {CARD_FILE} lies beside it") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card.sha256:
+        raise CardMismatch(f"{path} has SHA-256 {digest}, the card expects {card.sha256 or 'nothing'}")
+    try:
+        stored = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise CardMismatch(f"{path} is not a safetensors file: {error}") from error
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
+    _require_fit(card, state, path)
+    return card, state
+
+
+def _require_fit(card: ModelCard, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ``CardInvalid`` for an impossible architecture, ``CardMismatch`` unless `state` is exactly its state."""
+    try:
+        with torch.device("meta"):
+            model = build(card)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CardInvalid(
+            f"{path}: no {card.family} network has the architecture {card.architecture}: {error}"
+        ) from error
+    if (model.channels, model.size) != (card.preprocessing.channels, card.preprocessing.size):
+        raise CardInvalid(
+            f"{path}: preprocessing gives {card.preprocessing.channels} × {card.preprocessing.size}² images, "
+            f"the network takes {model.channels} × {model.size}²"
+        )
+    expected = model.state_dict()
+    if missing := expected.keys() - state.keys():
+        raise CardMismatch(f"{path}: {_some(missing)} missing of the {len(expected)} tensors of this {card.family}")
+    if unexpected := state.keys() - expected.keys():
+        raise CardMismatch(f"{path}: {_some(unexpected)} not part of this {card.family}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+            raise CardMismatch(f"{path}: {name} has shape {found}, this {card.family} expects {wanted}")
+    outputs = state["classify.weight"].shape[0]
+    if outputs != len(card.labels):
+        raise CardMismatch(f"{path}: the network has {outputs} outputs, the card names {len(card.labels)} labels")
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - MOST_NAMED} more" if len(ordered) > MOST_NAMED else ""
+    return ", ".join(ordered[:MOST_NAMED]) + more
+
+
+def _to_store(tensor: Tensor, *, half: bool) -> Tensor:
+    """A contiguous copy on the CPU. Vectors stay float32: variances can exceed what float16 holds, and cost nothing."""
+    copy = tensor.detach().to("cpu", copy=True).contiguous()
+    return copy.half() if half and copy.ndim > 1 and copy.is_floating_point() else copy
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put_in_place(fresh: Path, directory: Path) -> None:
+    """Renames `fresh` to `directory`; a model that was there is set aside until the new one stands, then removed."""
+    if not directory.exists():
+        fresh.rename(directory)
+        return
+    aside = fresh.with_name(f"{fresh.name}-before")
+    directory.rename(aside)
+    try:
+        fresh.rename(directory)
+    except OSError:
+        aside.rename(directory)
+        raise
+    shutil.rmtree(aside)

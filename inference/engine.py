@@ -1,0 +1,303 @@
+"""Runs the configured models on one processor: encodes slices as they come, decides the scan at the end, retreats."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference.card import ModelCard, ModelError, load
+from inference.decision import KEY_SLICES, ScanDecision, judge
+from inference.descriptors import ScanSlice, SlicePlace
+from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors
+from inference.models import ScanModel, build
+from inference.preprocess import prepare
+from inference.result import Finding, ModelReading, SliceReading
+
+CHUNK = 8
+"""Slices encoded together: enough to keep a processor busy, few enough for its caches."""
+
+T = TypeVar("T")
+
+Encode = Callable[[ScanModel, Tensor, Processor], Tensor]
+"""Descriptors (n, d) of images (n, channels, size, size) that lie on the processor's device."""
+
+
+class NotFinite(ModelError):
+    """A network gave values that are no numbers; its reading would mean nothing."""
+
+
+def encode_images(network: ScanModel, images: Tensor, processor: Processor) -> Tensor:
+    """`ScanModel.encode` in the processor's precision."""
+    kind = torch.device(processor.device).type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=processor.bf16):
+        return network.encode(images)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model as it came from its directory, under its name in node.toml. `state` stays in the CPU's memory."""
+
+    name: str
+    card: ModelCard
+    state: dict[str, Tensor]
+
+    def on(self, processor: Processor) -> ScanModel:
+        """The network with its weights on the processor, ready to run."""
+        with torch.device("meta"):
+            network = build(self.card)
+        network.load_state_dict(self.state, assign=True)
+        network.eval().requires_grad_(False)
+        return network.to(processor.device).to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _BlankSlice:
+    """Air, as a scanner would send it."""
+
+    sop_instance_uid: str = ""
+    frame: int | None = None
+    hu: NDArray[np.int16] = field(default_factory=lambda: np.full((512, 512), -1000, dtype=np.int16))
+    position: tuple[float, ...] = (0, 0, 0)
+    orientation: tuple[float, ...] = (1, 0, 0, 0, 1, 0)
+    pixel_spacing: tuple[float, float] = (0.45, 0.45)
+    thickness: float | None = None
+
+
+class Engine:
+    """The models of one process on one processor.
+
+    When memory runs out the batch is halved. When the device fails, or cannot hold a single slice, the next processor
+    takes over for good. Either holds from then on, and stands as a warning in every reading that follows.
+
+    Not for use by several threads at once.
+
+    Parameters
+    ----------
+    models : sequence of LoadedModel
+        Read in this order.
+    ladder : sequence of Processor
+        The one to run on, then those to fall back on.
+    chunk : int
+        Slices encoded together.
+    encode : callable
+        How a network encodes images on a processor.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        *,
+        ladder: Sequence[Processor],
+        chunk: int = CHUNK,
+        encode: Encode = encode_images,
+    ) -> None:
+        self._models = tuple(models)
+        self._ladder = list(ladder)
+        self._chunk = chunk
+        self._encode_images = encode
+        self._conditions: list[str] = []
+        self._networks = self._networks_on(self.processor)
+
+    @classmethod
+    def load(
+        cls,
+        models: Mapping[str, Path],
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        chunk: int = CHUNK,
+    ) -> Self:
+        """An engine with the models in these directories, by name; `device` and `precision` as for `processors`.
+
+        `threads` sets the number of CPU threads of this whole process; None leaves torch's choice.
+
+        Raises ``ModelError``: a missing or wrong model (see `inference.card.load`), or a device that is not there.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        ladder = processors(device, precision=precision)
+        loaded = []
+        for name, directory in models.items():
+            card, state = load(directory)
+            loaded.append(LoadedModel(name=name, card=card, state=state))
+        return cls(loaded, ladder=ladder, chunk=chunk)
+
+    @property
+    def processor(self) -> Processor:
+        """Where the networks run now."""
+        return self._ladder[0]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What is no longer as configured, one sentence each: a smaller batch, another device."""
+        return tuple(self._conditions)
+
+    @property
+    def cards(self) -> dict[str, ModelCard]:
+        """The card of each model by name, in reading order."""
+        return {model.name: model.card for model in self._models}
+
+    def warm_up(self) -> None:
+        """Has run every network, with a full batch and with one slice, so that the first study does not pay for it."""
+        for count in (self._chunk, 1):
+            descriptors = self.encode([_BlankSlice()] * count)
+            for model in self._models:
+                self._retreating(partial(self._logits, model, descriptors[model.name]))
+
+    def encode(self, slices: Sequence[ScanSlice]) -> dict[str, NDArray[np.float32]]:
+        """Descriptors (n, d) of n slices for each model by name. A slice's row does not depend on the other slices.
+
+        Raises ``DeviceLost`` when the last processor failed.
+        """
+        rows: dict[str, list[NDArray[np.float32]]] = {
+            model.name: [np.empty((0, self._networks[model.name].descriptor_size), np.float32)]
+            for model in self._models
+        }
+        waiting = list(slices)
+        while waiting:
+            encoded = self._retreating(partial(self._encode_first, waiting))
+            for name, descriptors in encoded.items():
+                rows[name].append(descriptors)
+            del waiting[: len(descriptors)]
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    def decide(
+        self, descriptors: Mapping[str, NDArray[np.float32]], places: Sequence[SlicePlace]
+    ) -> tuple[ModelReading, ...]:
+        """Every model's reading of one scan, from the descriptors (n, d) of its n slices, in any order.
+
+        Raises ``ModelError`` for a scan without slices, ``NotFinite`` where a network's values are no numbers.
+        """
+        if not places:
+            raise ModelError("a scan without slices cannot be read")
+        order = sorted(range(len(places)), key=lambda i: places[i].position_mm)
+        ordered = [places[i] for i in order]
+        return tuple(self._read(model, descriptors[model.name][order], ordered) for model in self._models)
+
+    def _networks_on(self, processor: Processor) -> dict[str, ScanModel]:
+        return {model.name: model.on(processor) for model in self._models}
+
+    def _encode_first(self, slices: Sequence[ScanSlice]) -> dict[str, NDArray[np.float32]]:
+        """Descriptors of the first slices: one batch, all of the first one's shape."""
+        batch = [slices[0]]
+        for scan_slice in slices[1 : self._chunk]:
+            if scan_slice.hu.shape != batch[0].hu.shape:
+                break
+            batch.append(scan_slice)
+        spacing = [(float(row), float(column)) for row, column in (s.pixel_spacing for s in batch)]
+        return self._encode([s.hu for s in batch], spacing)
+
+    def _encode(
+        self, hu: Sequence[NDArray[np.int16]], spacing: Sequence[tuple[float, float]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """One batch through every network. The pixels travel to the device once, as they are."""
+        pixels = torch.from_numpy(np.stack(hu)).to(self.processor.device)
+        encoded: dict[str, NDArray[np.float32]] = {}
+        with torch.inference_mode():
+            for model in self._models:
+                images = prepare(pixels, pixel_spacing=spacing, preprocessing=model.card.preprocessing)
+                images = images.contiguous(memory_format=torch.channels_last)
+                descriptors = self._encode_images(self._networks[model.name], images, self.processor)
+                encoded[model.name] = descriptors.float().cpu().numpy()
+        return encoded
+
+    def _logits(self, model: LoadedModel, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (s, labels), in full precision: the sequence part is cheap."""
+        with torch.inference_mode():
+            rows = torch.from_numpy(np.ascontiguousarray(descriptors, dtype=np.float32)).to(self.processor.device)
+            logits: NDArray[np.float32] = self._networks[model.name].decide(rows).float().cpu().numpy()
+        return logits
+
+    def _retreating(self, work: Callable[[], T]) -> T:
+        """What `work` gives, after as many retreats as it needs. Any other error passes through."""
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) and not is_lost(error):
+                    raise
+                self._retreat(error)
+
+    def _retreat(self, error: RuntimeError | MemoryError) -> None:
+        """Smaller batches from now on, or the next processor. Raises ``DeviceLost`` where there is none."""
+        failed = self.processor.device
+        if is_out_of_memory(error) and self._chunk > 1:
+            self._chunk //= 2
+            self._conditions.append(f"out of memory on {failed}: batch size reduced to {self._chunk}")
+            return
+        reason = "out of memory for a single slice" if is_out_of_memory(error) else "device lost"
+        if len(self._ladder) == 1:
+            raise DeviceLost(f"{failed}: {reason}, and no other device is left: {error}") from error
+        self._ladder.pop(0)
+        self._networks = self._networks_on(self.processor)
+        self._conditions.append(f"{failed}: {reason}; running on {self.processor.device} instead")
+
+    def _read(self, model: LoadedModel, descriptors: NDArray[np.float32], places: Sequence[SlicePlace]) -> ModelReading:
+        """One model's reading; descriptors and places in positional order."""
+        began = time.monotonic()
+        card = model.card
+        logits = self._retreating(partial(self._logits, model, descriptors))
+        if not np.isfinite(logits).all():
+            raise NotFinite(f"{model.name}: the network gave values that are not finite")
+        scores = card.calibration.probabilities(logits, labels=card.labels)
+        verdicts = [_verdict(card, label, scores[:, i], places) for i, label in enumerate(card.labels)]
+        return ModelReading(
+            name=model.name,
+            family=card.family,
+            version=card.version,
+            digest=card.sha256,
+            demonstration=card.demonstration,
+            rule=verdicts[0].rule,
+            findings=tuple(_finding(card, *pair) for pair in zip(card.labels, verdicts, strict=True)),
+            slices=tuple(_slice_reading(card, *pair) for pair in zip(places, scores, strict=True)),
+            key_slices=_key_slices(verdicts, places),
+            device=self.processor.device,
+            precision=self.processor.precision,
+            seconds=time.monotonic() - began,
+            warnings=self.conditions,
+        )
+
+
+def _verdict(card: ModelCard, label: str, scores: NDArray[np.float64], places: Sequence[SlicePlace]) -> ScanDecision:
+    return judge(
+        scores,
+        positions_mm=[place.position_mm for place in places],
+        thickness_mm=[place.thickness_mm for place in places],
+        rule=card.rule,
+        threshold=card.thresholds[label],
+    )
+
+
+def _finding(card: ModelCard, label: str, verdict: ScanDecision) -> Finding:
+    return Finding(
+        label=label,
+        present=verdict.present,
+        score=verdict.score,
+        threshold=card.thresholds[label],
+        calibrated=card.calibrated,
+    )
+
+
+def _slice_reading(card: ModelCard, place: SlicePlace, scores: NDArray[np.float64]) -> SliceReading:
+    return SliceReading(
+        sop_instance_uid=place.sop_instance_uid,
+        frame=place.frame,
+        position_mm=place.position_mm,
+        scores=dict(zip(card.labels, map(float, scores), strict=True)),
+    )
+
+
+def _key_slices(verdicts: Sequence[ScanDecision], places: Sequence[SlicePlace]) -> tuple[str, ...]:
+    """The instances that carried the decisions, those of the first label first; each once, at most five."""
+    indices = [index for verdict in verdicts for index in verdict.key_slices]
+    return tuple(dict.fromkeys(places[index].sop_instance_uid for index in indices))[:KEY_SLICES]

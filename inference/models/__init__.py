@@ -1,0 +1,30 @@
+"""The families of networks, one file each, and the one place that knows them all by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
+from inference.models.radnet import RADnet, RadnetConfig
+from inference.models.scan_model import ScanModel
+
+if TYPE_CHECKING:
+    from inference.card import ModelCard
+
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
+    "radnet": lambda architecture: RADnet(RadnetConfig.from_json(architecture)),
+    "cnn_lstm": lambda architecture: CnnLstm(CnnLstmConfig.from_json(architecture)),
+}
+"""Family → how to make its network from the architecture in a model card. Adding a family is adding a line."""
+
+
+def build(card: ModelCard) -> ScanModel:
+    """A new, untrained network as the card describes it.
+
+    Raises ``KeyError`` for an unknown family, ``TypeError`` or ``ValueError`` for an impossible architecture.
+    """
+    return FAMILIES[card.family](card.architecture)
+
+
+__all__ = ["FAMILIES", "CnnLstm", "CnnLstmConfig", "RADnet", "RadnetConfig", "ScanModel", "build"]

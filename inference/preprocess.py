@@ -1,0 +1,190 @@
+"""From Hounsfield units to what a network sees: windows, resampling, normalisation. One code for training and serving.
+
+Every slice is prepared by itself, so that a slice can be encoded before the next one has arrived, and always gives the
+same image whatever stands beside it in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from inference.result import Json
+
+BRAIN = (40.0, 80.0)
+SUBDURAL = (75.0, 215.0)
+BONE = (600.0, 2800.0)
+"""Windows as (level, width) in HU (Nguyen et al. 2020, section 2)."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+WIDE_FIELD_MM = 260.0
+"""A field of view wider than this need not have the head in its middle; the head's centroid is used instead."""
+
+TISSUE_HU = -200
+"""Above this a pixel is head rather than air, foam or bedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(Json):
+    """How Hounsfield units become the images of one model. Stored in its card.
+
+    Attributes
+    ----------
+    windows : tuple of (level, width)
+        One channel each, in HU; the window's lower edge becomes 0, its upper edge 1.
+    size : int
+        Rows and columns of the image.
+    pixel_mm : float or None
+        Size of the image's pixels; the field of view is then ``size * pixel_mm``, cut out or padded with 0. None keeps
+        the field of view as acquired (made square by padding with 0, never distorted) and scales it to the image.
+    mean, std : tuple of float
+        Subtracted from and divided into each channel at the end; empty for none.
+    eight_bit : bool
+        Windows with whole-numbered half widths, rounded down to 256 grey levels: the images with which the weights
+        that Nguyen et al. published were trained.
+    """
+
+    windows: tuple[tuple[float, float], ...]
+    size: int
+    pixel_mm: float | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    eight_bit: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be carried out, with ``ValueError``."""
+        if not self.windows or any(width <= 0 for _, width in self.windows):
+            raise ValueError("preprocessing needs at least one window, each of positive width")
+        if self.size < 1 or (self.pixel_mm is not None and self.pixel_mm <= 0):
+            raise ValueError("preprocessing needs a positive size and pixel size")
+        if {len(self.mean), len(self.std)} - {0, len(self.windows)} or len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std need one value for each of the {len(self.windows)} windows, or none")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("std must be positive")
+
+    @classmethod
+    def radnet(cls, *, size: int = 250, pixel_mm: float = 1.0) -> Self:
+        """As Grewal et al. (section 2.2.1): brain window to 0…1, 1 mm pixels, 250 mm field of view."""
+        return cls(windows=(BRAIN,), size=size, pixel_mm=pixel_mm)
+
+    @classmethod
+    def three_windows(cls, *, size: int = 512, eight_bit: bool = False) -> Self:
+        """As Nguyen et al. (section 2): brain, subdural and bone window as red, green and blue of an ImageNet image."""
+        windows = (BRAIN, SUBDURAL, BONE)
+        return cls(windows=windows, size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, eight_bit=eight_bit)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image."""
+        return len(self.windows)
+
+
+def prepare(hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> Tensor:
+    """Images (n, channels, size, size), float32, of n slices of equal shape, on the device on which `hu` lies.
+
+    Parameters
+    ----------
+    hu : Tensor of int16, shape (n, rows, columns)
+        Hounsfield units.
+    pixel_spacing : sequence of n (row, column) distances
+        In mm, as in the attribute Pixel Spacing (0028,0030): first between rows, then between columns.
+    """
+    if hu.ndim != 3 or len(pixel_spacing) != len(hu):
+        raise ValueError(f"{len(pixel_spacing)} pixel spacings for slices of shape {tuple(hu.shape)}")
+    images = _window(hu, preprocessing)
+    centres, steps = _sampling(hu, pixel_spacing, preprocessing)
+    if not _is_identity(hu.shape, centres, steps, preprocessing.size):
+        images = _resample(images, centres, steps, preprocessing.size)
+    if preprocessing.mean:
+        mean, std = (torch.tensor(values, device=hu.device) for values in (preprocessing.mean, preprocessing.std))
+        images = images.sub_(mean[:, None, None]).div_(std[:, None, None])
+    return images
+
+
+def resample_masks(
+    masks: Tensor, hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing
+) -> Tensor:
+    """Masks (n, c, size, size), float32 in 0…1, cut and scaled exactly as `prepare` does it with the slices `hu`.
+
+    `masks` has shape (n, c, rows, columns), any numeric type.
+    """
+    centres, steps = _sampling(hu, pixel_spacing, preprocessing)
+    return _resample(masks.float(), centres, steps, preprocessing.size)
+
+
+def _window(hu: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Channels (n, windows, rows, columns) in 0…1."""
+    values = hu.float()
+    images = values.new_empty((len(hu), preprocessing.channels, *hu.shape[1:]))
+    for channel, (level, width) in enumerate(preprocessing.windows):
+        half = width // 2 if preprocessing.eight_bit else width / 2
+        image = images[:, channel]
+        torch.sub(values, level - half, out=image)
+        image.div_(2 * half).clamp_(0, 1)
+        if preprocessing.eight_bit:
+            image.mul_(255).floor_().div_(255)
+    return images
+
+
+def _sampling(
+    hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing
+) -> tuple[Tensor, Tensor]:
+    """The image's middle and the distance of its pixels: (n, 2) each, along rows and columns, in the slice's pixels."""
+    spacing = torch.tensor([tuple(map(float, pair)) for pair in pixel_spacing], dtype=torch.float64)
+    shape = torch.tensor(hu.shape[1:], dtype=torch.float64)
+    field_mm = (shape * spacing).amax(1)
+    centres = (shape / 2).expand(len(hu), 2).clone()
+    if preprocessing.pixel_mm is None:
+        return centres, (field_mm / preprocessing.size)[:, None] / spacing
+    wide = field_mm > WIDE_FIELD_MM
+    if wide.any():
+        centres[wide] = _head_centres(hu[wide.to(hu.device)]).to("cpu", torch.float64)
+    return centres, preprocessing.pixel_mm / spacing
+
+
+def _head_centres(hu: Tensor) -> Tensor:
+    """The middle of the head (n, 2) in pixels from the upper left corner; the image's middle where there is no tissue.
+
+    The median along each axis, not the mean: a head rest or a strip of the table hardly moves it.
+    """
+    tissue = hu > TISSUE_HU
+    centres = []
+    for axis, across in ((1, 2), (2, 1)):
+        so_far = tissue.sum(across).cumsum(1)
+        total = so_far[:, -1:]
+        median = (so_far * 2 < total).sum(1) + 0.5
+        centres.append(torch.where(total[:, 0] > 0, median, hu.shape[axis] / 2))
+    return torch.stack(centres, 1)
+
+
+def _is_identity(shape: torch.Size, centres: Tensor, steps: Tensor, size: int) -> bool:
+    """Whether the image would be the slice itself."""
+    return shape[1] == shape[2] == size and bool((steps == 1).all()) and bool((centres == size / 2).all())
+
+
+def _resample(images: Tensor, centres: Tensor, steps: Tensor, size: int) -> Tensor:
+    """Bilinear with antialiasing, as two products with one matrix for each axis; 0 beyond the slice's edge."""
+    down = _weights(images.shape[2], centres[:, 0], steps[:, 0], size).to(images.device)
+    across = _weights(images.shape[3], centres[:, 1], steps[:, 1], size).to(images.device)
+    return torch.matmul(torch.matmul(down[:, None], images), across[:, None].transpose(2, 3))
+
+
+def _weights(pixels: int, centres: Tensor, steps: Tensor, size: int) -> Tensor:
+    """Weight (n, size, pixels) of each source pixel in each pixel of the image, along one axis.
+
+    A triangle that reaches one pixel of the image where it is coarser than the slice (which keeps fine structure from
+    folding back), and one pixel of the slice where it is finer (which is plain linear interpolation).
+    """
+    offsets = torch.arange(size, dtype=torch.float64) + 0.5 - size / 2
+    wanted = centres[:, None] + offsets * steps[:, None] - 0.5
+    distance = (wanted[:, :, None] - torch.arange(pixels, dtype=torch.float64)).abs()
+    weights = (1 - distance / steps.clamp_min(1)[:, None, None]).clamp_min(0)
+    weights /= weights.sum(2, keepdim=True).clamp_min(1e-12)
+    outside = (wanted < -0.5) | (wanted > pixels - 0.5)
+    return weights.masked_fill(outside[:, :, None], 0).float()

@@ -1,0 +1,141 @@
+"""Hounsfield units become the images the papers describe, slice by slice."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from inference.preprocess import BRAIN, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepare, resample_masks
+
+
+def slices(*, count: int = 2, rows: int = 64, columns: int = 64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1000, 1500, (count, rows, columns), generator=generator).to(torch.int16)
+
+
+def square_head(*, rows: int, columns: int, top: int, left: int, side: int, hu: int = 40) -> Tensor:
+    image = torch.full((1, rows, columns), -1000, dtype=torch.int16)
+    image[:, top : top + side, left : left + side] = hu
+    return image
+
+
+def test_the_brain_window_maps_0_to_80_hu_to_0_to_1_and_clips_beyond() -> None:
+    hu = torch.tensor([-1000, -1, 0, 20, 40, 80, 81, 2000], dtype=torch.int16).reshape(1, 1, 8).expand(1, 8, 8)
+    image = prepare(hu, pixel_spacing=[(1, 1)], preprocessing=Preprocessing(windows=(BRAIN,), size=8))
+    assert image[0, 0, 0].tolist() == [0, 0, 0, 0.25, 0.5, 1, 1, 1]
+
+
+def test_three_windows_are_normalised_like_an_imagenet_image() -> None:
+    hu = torch.full((1, 4, 4), 40, dtype=torch.int16)
+    image = prepare(hu, pixel_spacing=[(0.5, 0.5)], preprocessing=Preprocessing.three_windows(size=4))
+    windowed = torch.tensor([0.5, (40 + 32.5) / 215, (40 + 800) / 2800])
+    expected = (windowed - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(image[0, :, 1, 1], expected)
+
+
+def test_eight_bit_windows_have_whole_numbered_halves_and_256_grey_levels() -> None:
+    hu = torch.arange(-40, 24, dtype=torch.int16).reshape(1, 8, 8)
+    chosen = Preprocessing(windows=((75.0, 215.0),), size=8, eight_bit=True)
+    levels = prepare(hu, pixel_spacing=[(1, 1)], preprocessing=chosen).flatten() * 255
+    torch.testing.assert_close(levels, levels.round())
+    assert levels[8].item() == pytest.approx(0)  # -32 HU: 75 - 215 // 2
+    assert levels[9].item() == pytest.approx(1)  # 255 / 214 rounded down
+
+
+def test_radnet_sees_millimetres_whatever_the_pixel_spacing() -> None:
+    """A square of 60 mm covers 60 × 60 pixels of the image, also where rows and columns are spaced differently."""
+    image = torch.full((1, 500, 400), -1000, dtype=torch.int16)
+    image[:, 250 - 75 : 250 + 75, 200 - 60 : 200 + 60] = 80
+    seen = prepare(image, pixel_spacing=[(0.4, 0.5)], preprocessing=Preprocessing.radnet())[0, 0]
+    assert seen.shape == (250, 250)
+    assert seen.sum().item() == pytest.approx(60 * 60, rel=1e-4)
+    assert seen[96:154, 96:154].min() > 0.99
+    torch.testing.assert_close(seen, seen.flip(0))
+    torch.testing.assert_close(seen, seen.flip(1))
+
+
+def test_a_small_field_of_view_is_padded_with_air() -> None:
+    hu = torch.full((1, 200, 200), 80, dtype=torch.int16)
+    image = prepare(hu, pixel_spacing=[(1.0, 1.0)], preprocessing=Preprocessing.radnet())[0, 0]
+    assert image[25:225, 25:225].eq(1).all()
+    assert image.sum() == 200 * 200
+
+
+def test_in_a_wide_field_of_view_the_head_is_brought_to_the_middle() -> None:
+    hu = square_head(rows=300, columns=300, top=120, left=20, side=160, hu=80)
+    hu[:, 290, :] = 80  # a strip of the table
+    image = prepare(hu, pixel_spacing=[(1.0, 1.0)], preprocessing=Preprocessing.radnet())[0, 0]
+    columns = torch.nonzero(image.sum(0) > 80).flatten()
+    assert columns.float().mean().item() == pytest.approx(124.5, abs=1)
+    assert image[45:205, 45:205].mean() > 0.98
+
+
+def test_a_wide_field_of_view_without_tissue_is_cut_at_its_middle() -> None:
+    hu = torch.full((1, 300, 300), -1000, dtype=torch.int16)
+    image = prepare(hu, pixel_spacing=[(1.0, 1.0)], preprocessing=Preprocessing.radnet())
+    assert image.shape == (1, 1, 250, 250)
+    assert not image.any()
+
+
+def test_resampling_agrees_with_torch_antialiased_interpolation() -> None:
+    hu = slices(count=1, rows=64, columns=64)
+    ours = prepare(hu, pixel_spacing=[(0.5, 0.5)], preprocessing=Preprocessing(windows=(BRAIN,), size=24))
+    theirs = functional.interpolate(
+        ((hu[:, None].float()) / 80).clamp(0, 1), size=(24, 24), mode="bilinear", antialias=True, align_corners=False
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_slice_that_is_not_square_is_padded_and_not_distorted() -> None:
+    hu = torch.full((1, 20, 40), 80, dtype=torch.int16)
+    image = prepare(hu, pixel_spacing=[(1.0, 1.0)], preprocessing=Preprocessing(windows=(BRAIN,), size=40))[0, 0]
+    assert image[10:30].eq(1).all()
+    assert image.sum() == 20 * 40
+
+
+@pytest.mark.parametrize("chosen", [Preprocessing.radnet(size=40, pixel_mm=1.5), Preprocessing.three_windows(size=48)])
+def test_a_slice_gives_the_same_image_alone_and_among_others(chosen: Preprocessing) -> None:
+    hu = slices(count=3)
+    spacing = [(0.9, 0.9), (4.5, 4.5), (1.1, 0.7)]
+    together = prepare(hu, pixel_spacing=spacing, preprocessing=chosen)
+    for i in range(3):
+        alone = prepare(hu[i : i + 1], pixel_spacing=spacing[i : i + 1], preprocessing=chosen)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-6, rtol=0)
+
+
+def test_masks_follow_the_slice_they_belong_to() -> None:
+    hu = square_head(rows=300, columns=300, top=60, left=40, side=120)
+    mask = (hu == 40)[:, None]
+    chosen = Preprocessing.radnet()
+    image = prepare(hu, pixel_spacing=[(1.0, 1.0)], preprocessing=chosen)
+    moved = resample_masks(mask, hu, pixel_spacing=[(1.0, 1.0)], preprocessing=chosen)
+    torch.testing.assert_close(moved, image * 2)
+
+
+def test_preprocessing_survives_a_round_trip_through_json_text() -> None:
+    for chosen in (Preprocessing.radnet(), Preprocessing.three_windows(size=256, eight_bit=True)):
+        assert Preprocessing.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"windows": (), "size": 8},
+        {"windows": ((40.0, 0.0),), "size": 8},
+        {"windows": (BRAIN,), "size": 0},
+        {"windows": (BRAIN,), "size": 8, "pixel_mm": -1.0},
+        {"windows": (BRAIN,), "size": 8, "mean": (0.5, 0.5), "std": (1.0, 1.0)},
+        {"windows": (BRAIN,), "size": 8, "mean": (0.5,)},
+        {"windows": (BRAIN,), "size": 8, "mean": (0.5,), "std": (0.0,)},
+    ],
+)
+def test_impossible_preprocessing_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"preprocessing|mean and std|std must"):
+        Preprocessing.from_json(wrong)
+
+
+def test_as_many_pixel_spacings_as_slices_are_needed() -> None:
+    with pytest.raises(ValueError, match="pixel spacings"):
+        prepare(slices(count=2), pixel_spacing=[(1, 1)], preprocessing=Preprocessing.radnet())
