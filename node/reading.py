@@ -64,4 +64,3 @@ def cards(settings: Settings) -> dict[str, tuple[Path, ModelCard]]:
         except ModelError as error:
             raise StartError(str(error)) from error
     return found
-
