@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from inference.decision import Calibration, ScanRule
+from inference.errors import InferenceError
 from inference.models import FAMILIES, build
 from inference.preprocess import Preprocessing
 from inference.result import LABELS, Json
@@ -34,7 +35,7 @@ WEIGHTS_FILE = "weights.safetensors"
 MOST_NAMED = 5
 
 
-class ModelError(Exception):
+class ModelError(InferenceError):
     """A model cannot be used; the message names the file and what was expected."""
 
 

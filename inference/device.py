@@ -44,10 +44,10 @@ def processors(device: str = "auto", *, precision: str = "auto") -> tuple[Proces
 
     Raises
     ------
-    ValueError
-        `device` or `precision` is none of these.
     DeviceMissing
-        A GPU was asked for by name and is not there. Nothing falls back silently.
+        There is no such device. Nothing falls back silently.
+    ValueError
+        There is no such precision.
     """
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision is {precision!r}, expected auto, bf16 or fp32")
@@ -68,7 +68,7 @@ def _cuda_index(device: str) -> int:
     if device in ("auto", "cuda"):
         return 0
     if kind != "cuda" or not index.isdecimal():
-        raise ValueError(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
+        raise DeviceMissing(f"device is {device!r}, expected auto, cpu, cuda or cuda:N")
     return int(index)
 
 

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from inference.card import ModelCard, ModelError, load
 from inference.decision import KEY_SLICES, ScanDecision, judge
-from inference.descriptors import ScanSlice, SlicePlace
 from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors
 from inference.models import ScanModel, build
+from inference.place import ScanSlice, SlicePlace, place_of
 from inference.preprocess import prepare
 from inference.result import Finding, ModelReading, SliceReading
+
+__all__ = ["CHUNK", "Engine", "LoadedModel", "NotFinite", "ScanSlice", "SlicePlace", "encode_images", "place_of"]
 
 CHUNK = 8
 """Slices encoded together: enough to keep a processor busy, few enough for its caches."""
@@ -136,6 +138,11 @@ class Engine:
     def processor(self) -> Processor:
         """Where the networks run now."""
         return self._ladder[0]
+
+    @property
+    def chunk(self) -> int:
+        """Slices encoded together: as configured, or fewer since memory ran out."""
+        return self._chunk
 
     @property
     def conditions(self) -> tuple[str, ...]:

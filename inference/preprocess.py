@@ -6,12 +6,14 @@ same image whatever stands beside it in the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from inference.result import Json
 
@@ -28,6 +30,9 @@ WIDE_FIELD_MM = 260.0
 
 TISSUE_HU = -200
 """Above this a pixel is head rather than air, foam or bedding."""
+
+ROUNDING = 1e-9
+"""Relative; keeps floating point from leaving a scaled image one pixel short, or reaching for one pixel more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +102,8 @@ def prepare(hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preproc
     """
     if hu.ndim != 3 or len(pixel_spacing) != len(hu):
         raise ValueError(f"{len(pixel_spacing)} pixel spacings for slices of shape {tuple(hu.shape)}")
-    images = _window(hu, preprocessing)
-    centres, steps = _sampling(hu, pixel_spacing, preprocessing)
-    if not _is_identity(hu.shape, centres, steps, preprocessing.size):
-        images = _resample(images, centres, steps, preprocessing.size)
+    cuts = _cuts(hu, pixel_spacing, preprocessing)
+    images = _resample(_window(hu, preprocessing), cuts, preprocessing.size)
     if preprocessing.mean:
         mean, std = (torch.tensor(values, device=hu.device) for values in (preprocessing.mean, preprocessing.std))
         images = images.sub_(mean[:, None, None]).div_(std[:, None, None])
@@ -114,8 +117,7 @@ def resample_masks(
 
     `masks` has shape (n, c, rows, columns), any numeric type.
     """
-    centres, steps = _sampling(hu, pixel_spacing, preprocessing)
-    return _resample(masks.float(), centres, steps, preprocessing.size)
+    return _resample(masks.float(), _cuts(hu, pixel_spacing, preprocessing), preprocessing.size)
 
 
 def _window(hu: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -132,24 +134,37 @@ def _window(hu: Tensor, preprocessing: Preprocessing) -> Tensor:
     return images
 
 
-def _sampling(
-    hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing
-) -> tuple[Tensor, Tensor]:
-    """The image's middle and the distance of its pixels: (n, 2) each, along rows and columns, in the slice's pixels."""
-    spacing = torch.tensor([tuple(map(float, pair)) for pair in pixel_spacing], dtype=torch.float64)
-    shape = torch.tensor(hu.shape[1:], dtype=torch.float64)
-    field_mm = (shape * spacing).amax(1)
-    centres = (shape / 2).expand(len(hu), 2).clone()
-    if preprocessing.pixel_mm is None:
-        return centres, (field_mm / preprocessing.size)[:, None] / spacing
-    wide = field_mm > WIDE_FIELD_MM
-    if wide.any():
-        centres[wide] = _head_centres(hu[wide.to(hu.device)]).to("cpu", torch.float64)
-    return centres, preprocessing.pixel_mm / spacing
+class _Cut(NamedTuple):
+    """What part of a slice becomes the image: its upper left pixel, and how many of its pixels make one."""
+
+    corner: tuple[int, int]
+    step: tuple[float, float]
 
 
-def _head_centres(hu: Tensor) -> Tensor:
-    """The middle of the head (n, 2) in pixels from the upper left corner; the image's middle where there is no tissue.
+def _cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> list[_Cut]:
+    """One cut for each slice, to the nearest whole pixel; it may begin before the slice and end behind it."""
+    shape = hu.shape[1:]
+    centres = [(shape[0] / 2, shape[1] / 2)] * len(pixel_spacing)
+    if preprocessing.pixel_mm is not None:
+        fields = [max(shape[0] * row, shape[1] * column) for row, column in pixel_spacing]
+        wide = [i for i, field in enumerate(fields) if field > WIDE_FIELD_MM]
+        for i, centre in zip(wide, _head_centres(hu[wide]), strict=True):
+            centres[i] = centre
+    cuts = []
+    for centre, (row, column) in zip(centres, pixel_spacing, strict=True):
+        if preprocessing.pixel_mm is not None:
+            step = (preprocessing.pixel_mm / row, preprocessing.pixel_mm / column)
+        else:
+            # Ratios first: a square slice then has a step of exactly 1 where it has the image's size.
+            extent = (max(shape[0], shape[1] * (column / row)), max(shape[0] * (row / column), shape[1]))
+            step = (extent[0] / preprocessing.size, extent[1] / preprocessing.size)
+        top, left = (round(c - preprocessing.size * s / 2) for c, s in zip(centre, step, strict=True))
+        cuts.append(_Cut((top, left), step))
+    return cuts
+
+
+def _head_centres(hu: Tensor) -> list[tuple[float, float]]:
+    """The middle of each head, in pixels from the upper left corner; the slice's middle where there is no tissue.
 
     The median along each axis, not the mean: a head rest or a strip of the table hardly moves it.
     """
@@ -159,32 +174,27 @@ def _head_centres(hu: Tensor) -> Tensor:
         so_far = tissue.sum(across).cumsum(1)
         total = so_far[:, -1:]
         median = (so_far * 2 < total).sum(1) + 0.5
-        centres.append(torch.where(total[:, 0] > 0, median, hu.shape[axis] / 2))
-    return torch.stack(centres, 1)
+        centres.append(torch.where(total[:, 0] > 0, median, hu.shape[axis] / 2).tolist())
+    return list(zip(*centres, strict=True))
 
 
-def _is_identity(shape: torch.Size, centres: Tensor, steps: Tensor, size: int) -> bool:
-    """Whether the image would be the slice itself."""
-    return shape[1] == shape[2] == size and bool((steps == 1).all()) and bool((centres == size / 2).all())
+def _resample(images: Tensor, cuts: Sequence[_Cut], size: int) -> Tensor:
+    """Every image cut out and scaled to (size, size): bilinear with antialiasing, 0 beyond the slice's edge."""
+    if len(set(cuts)) == 1:
+        return _cut_out(images, cuts[0], size)
+    return torch.cat([_cut_out(images[i : i + 1], cut, size) for i, cut in enumerate(cuts)])
 
 
-def _resample(images: Tensor, centres: Tensor, steps: Tensor, size: int) -> Tensor:
-    """Bilinear with antialiasing, as two products with one matrix for each axis; 0 beyond the slice's edge."""
-    down = _weights(images.shape[2], centres[:, 0], steps[:, 0], size).to(images.device)
-    across = _weights(images.shape[3], centres[:, 1], steps[:, 1], size).to(images.device)
-    return torch.matmul(torch.matmul(down[:, None], images), across[:, None].transpose(2, 3))
-
-
-def _weights(pixels: int, centres: Tensor, steps: Tensor, size: int) -> Tensor:
-    """Weight (n, size, pixels) of each source pixel in each pixel of the image, along one axis.
-
-    A triangle that reaches one pixel of the image where it is coarser than the slice (which keeps fine structure from
-    folding back), and one pixel of the slice where it is finer (which is plain linear interpolation).
-    """
-    offsets = torch.arange(size, dtype=torch.float64) + 0.5 - size / 2
-    wanted = centres[:, None] + offsets * steps[:, None] - 0.5
-    distance = (wanted[:, :, None] - torch.arange(pixels, dtype=torch.float64)).abs()
-    weights = (1 - distance / steps.clamp_min(1)[:, None, None]).clamp_min(0)
-    weights /= weights.sum(2, keepdim=True).clamp_min(1e-12)
-    outside = (wanted < -0.5) | (wanted > pixels - 0.5)
-    return weights.masked_fill(outside[:, :, None], 0).float()
+def _cut_out(images: Tensor, cut: _Cut, size: int) -> Tensor:
+    rows, columns = images.shape[2:]
+    height, width = (math.ceil(size * step - ROUNDING) for step in cut.step)
+    top, left = cut.corner
+    # Negative padding cuts off.
+    images = functional.pad(images, (-left, left + width - columns, -top, top + height - rows))
+    if set(cut.step) == {1.0}:
+        return images
+    scale = tuple((1 + ROUNDING) / step for step in cut.step)
+    scaled = functional.interpolate(
+        images, scale_factor=scale, mode="bilinear", antialias=True, recompute_scale_factor=False
+    )
+    return scaled[:, :, :size, :size]

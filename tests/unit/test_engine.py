@@ -15,10 +15,10 @@ from torch import Tensor
 
 from inference.card import ModelCard, ModelError, WeightsMissing, load, save
 from inference.decision import ScanRule
-from inference.descriptors import SlicePlace, place_of
 from inference.device import DeviceLost, DeviceMissing, Processor, cpu_has_bf16, is_lost, is_out_of_memory, processors
 from inference.engine import Encode, Engine, LoadedModel, NotFinite, encode_images
 from inference.models import ScanModel, build
+from inference.place import SlicePlace, place_of
 from inference.preprocess import Preprocessing, prepare
 from inference.result import LABELS
 
@@ -264,6 +264,7 @@ def test_a_device_too_small_for_one_slice_is_left_for_the_next_one(engine: Engin
 def test_warming_up_retreats_as_well(loaded: list[LoadedModel]) -> None:
     starving = Engine(loaded, ladder=[CPU], encode=failing(lambda images, _: len(images) > 4, OUT_OF_MEMORY))
     starving.warm_up()
+    assert starving.chunk == 4
     assert len(starving.conditions) == 1
 
 
@@ -319,10 +320,15 @@ def test_a_gpu_that_is_not_there_is_an_error_and_not_a_cpu() -> None:
         processors("cuda:99")
 
 
-@pytest.mark.parametrize("wrong", [{"device": "tpu"}, {"device": "cuda:one"}, {"precision": "fp8"}])
-def test_devices_and_precisions_that_do_not_exist_are_refused(wrong: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        processors(**wrong)
+@pytest.mark.parametrize("device", ["tpu", "cuda:one", "cpu:1", ""])
+def test_a_device_that_does_not_exist_is_refused_with_those_that_do(device: str) -> None:
+    with pytest.raises(DeviceMissing, match="expected auto, cpu, cuda or cuda:N"):
+        processors(device)
+
+
+def test_a_precision_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected auto, bf16 or fp32"):
+        processors(precision="fp8")
 
 
 def test_a_missing_model_stops_the_engine_before_it_starts(tmp_path: Path) -> None:
