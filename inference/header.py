@@ -10,14 +10,33 @@ from __future__ import annotations
 import codecs
 import functools
 import math
+import struct
+import zlib
 from typing import Any
 
 from pydicom.charset import python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.sequence import Sequence
 
+PARSER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    InvalidDicomError,
+    BytesLengthException,
+)
+"""What pydicom and the decoders raise on damaged input, each in its own way."""
 LONGEST_TEXT = 256
 LARGEST_INTEGER = 2**31 - 1
 """IS is limited to 32 bits (PS3.5 6.2)."""
@@ -73,7 +92,7 @@ def items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
     try:
         value = dataset.get(tag(keyword))
         sequence = None if value is None else value.value
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError):
+    except PARSER_ERRORS:
         return ()
     return tuple(sequence) if isinstance(sequence, Sequence) else ()
 
@@ -90,14 +109,15 @@ def tag(keyword: str) -> int:
 def _value(dataset: Dataset, keyword: str) -> Any:
     if tag(keyword) not in dataset:
         return None
-    return dataset.get_item(tag(keyword)).value
+    # Left unread where it has no bytes: pydicom would convert it, and raise.
+    return dataset.get_item(tag(keyword), keep_deferred=True).value
 
 
 def _binary(dataset: Dataset, keyword: str, value: bytes) -> int | None:
     """A 16-bit integer as it lies in the file (US, SS: PS3.5 6.2); None where the element is text."""
     element: Any = dataset.get_item(tag(keyword))
     vr = element.VR or dictionary_VR(tag(keyword))  # implicit VR: the dictionary's
-    if not isinstance(element, RawDataElement) or vr not in ("US", "SS") or len(value) < 2:
+    if not isinstance(element, RawDataElement) or vr not in ("US", "SS", "US or SS") or len(value) < 2:
         return None
     return int.from_bytes(value[:2], "little" if element.is_little_endian else "big", signed=vr == "SS")
 
@@ -112,7 +132,7 @@ def _number(value: str) -> float | None:
 
 def _encoding(dataset: Dataset) -> str:
     """The Python codec of the data set's (last) character set; Latin-1, which reads any byte, where unknown."""
-    value = dataset.get_item(0x00080005).value if 0x00080005 in dataset else None
+    value = dataset.get_item(0x00080005, keep_deferred=True).value if 0x00080005 in dataset else None
     if isinstance(value, bytes):
         value = value.decode("ascii", errors="replace").split("\\")
     names = [value] if isinstance(value, str) else list(value or ())

@@ -532,6 +532,10 @@ def test_no_header_value_raises_or_warns(value: bytes) -> None:
     assert choose([read], CRITERIA)
 
 
+def test_an_empty_element_of_an_unknown_representation_is_none() -> None:
+    assert facts(raw(element(0x0008, 0x0060, b"CS", b"CT") + element(0x0020, 0x0011, b"IB", b""))).series_number is None
+
+
 def test_wild_numbers_are_read_where_they_make_sense_and_none_where_not() -> None:
     dataset = raw(
         element(0x0018, 0x0050, b"DS", b"5,0 ")
