@@ -133,7 +133,6 @@ def open_section(brain: Brain, plane: Plane, *, depth: Field, pressing: Field, s
 
 def paint_brain(brain: Brain, s: Section) -> None:
     """Matter, then the spaces filled with CSF, then the ventricles."""
-    y, z = s.plane.y, s.plane.z
     sulcus = _sulci(brain, s)
     slope = np.clip(1 - s.brain_depth / brain.sulcus_depth, 0, 1)
     width = np.where(s.below, 0.2, (brain.sulcus_width * (1 - 0.8 * s.pressed) + s.widened) * slope)
@@ -143,7 +142,7 @@ def paint_brain(brain: Brain, s: Section) -> None:
     if s.below.any():
         folia = brain.grey_hu - 3 + 3 * brain.folia.on(s.plane, (1, 1, 2.2))
         s.hu = np.where(s.below & (s.brain_depth > brain.layer), folia, s.hu)
-    stem = capsule(s.x, y, z, start=(0, 8, 12), end=(0, 16, -34), radii=(13, 12))
+    stem = _stem(s)
     if s.plane.height()[0] < 45:
         s.hu[_deep_grey(s) < 0] = brain.grey_hu + 0.5
         s.hu[stem < 0] = brain.white_hu + 2
@@ -164,6 +163,17 @@ def _sulci(brain: Brain, s: Section) -> Field:
     return np.abs(refine(brain.sulci.at(px * q, py * q, pz * q), s.plane, STRIDE)) / brain.sulci.gradient
 
 
+def _stem(s: Section) -> Field:
+    """Signed distance to midbrain, pons and medulla; the peduncles part in front, the colliculi bulge behind."""
+    y, z = s.plane.y, s.plane.z
+    rod = capsule(s.x * 0.94, s.wy, z, start=(0, 8, 12), end=(0, 16, -34), radii=(13, 12))
+    midbrain = step(-8, 0, z)
+    notch = 4.5 * np.exp(-((s.x / 3.5) ** 2)) * step(4, -3, y)
+    flank = 1.6 * np.cos(2 * np.arctan2(s.x, y - 9) - np.pi)
+    stem: Field = rod + midbrain * (notch + flank * 0.6)
+    return stem
+
+
 def _deep_grey(s: Section) -> Field:
     """Signed distance to caudate, lentiform nucleus and thalamus of both sides."""
     ax = np.abs(s.wx)
@@ -179,7 +189,8 @@ def _basal_cisterns(brain: Brain, s: Section, stem: Field) -> Mask:
     if s.plane.height()[0] > 20:
         return np.zeros(stem.shape, bool)
     width = 2.0 + 2.2 * brain.atrophy
-    ambient = (np.abs(stem - width * 0.5) < width * 0.55) & (z > -6) & (z < 17) & (y > -14)
+    behind = 0.45 + 0.55 * step(4, 18, y)
+    ambient = (np.abs(stem - width * 0.5 * behind) < width * 0.55 * behind) & (z > -6) & (z < 17) & (y > -14)
     star = 1 + 0.28 * np.cos(5 * np.arctan2(s.x, s.wy + 9))
     suprasellar = ellipsoid(s.x / star, (s.wy + 9) / star - 9, s.wz, centre=(0, -9, 2), radii=(11, 10, 6.5)) < 0
     prepontine = (stem > 0) & (stem < width + 1) & (y < 10) & (z < 0)

@@ -24,11 +24,17 @@ def convexity(rng: np.random.Generator, *, low: float = -1.0, high: float = 1.0)
     return float(d[0]), float(d[1]), float(d[2])
 
 
-def _rays(skull: Skull, plane: Plane) -> tuple[Field, Field, Field]:
+def rays(skull: Skull, plane: Plane) -> tuple[Field, Field, Field]:
     """Direction of every point as seen from the middle of the calvarium, on the unit sphere."""
     x, y, z = ((a - c) / r for a, c, r in zip((plane.x, plane.y, plane.z), CENTRE, skull.radii, strict=True))
     length = np.sqrt(x * x + y * y + z * z) + 1e-3
     return x / length, y / length, z / length
+
+
+def degrees_from(direction: Point, skull: Skull, plane: Plane) -> Field:
+    """The angle between every point and `direction`, as seen from the middle of the calvarium."""
+    cosine = sum(r * d for r, d in zip(rays(skull, plane), direction, strict=True))
+    return np.asarray(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def _sutures(direction: Point, skull: Skull, plane: Plane) -> Field:
@@ -62,9 +68,7 @@ class Lens:
 
     def depth(self, skull: Skull, plane: Plane) -> Field:
         """Thickness in mm under every point."""
-        rays = _rays(skull, plane)
-        cosine = sum(r * d for r, d in zip(rays, self.direction, strict=True))
-        angle = np.rad2deg(np.arccos(np.clip(cosine, -1, 1)))
+        angle = degrees_from(self.direction, skull, plane)
         t = self.thickness * np.clip(1 - (angle / self.half) ** 2, 0, 1)
         if self.sutures:
             t = t * _sutures(self.direction, skull, plane)
@@ -92,7 +96,7 @@ class Crescent:
 
     def depth(self, skull: Skull, plane: Plane) -> Field:
         """Thickness in mm under every point."""
-        x, y, z = _rays(skull, plane)
+        x, y, z = rays(skull, plane)
         turn = np.arctan2(y, x) - float(np.arctan2(self.direction[1], self.direction[0]))
         azimuth = np.rad2deg(np.arctan2(np.sin(turn), np.cos(turn)))
         elevation = np.rad2deg(np.arcsin(np.clip(z, -1, 1))) - float(np.rad2deg(np.arcsin(self.direction[2])))

@@ -85,8 +85,9 @@ class Cut:
         normal = np.cross(across, down)
         pitch = self.grid_mm
         axis = ((np.arange(self.grid) - (self.grid - 1) / 2) * (pitch / scale)).astype(np.float32)
-        k = np.arange(self.subplanes)
-        part = (k + 0.5) / self.subplanes - 0.5
+        count = min(self.subplanes, max(1, round(float(self.thickness[i]))))
+        k = np.arange(count)
+        part = (k + 0.5) / count - 0.5
         jitter = np.stack([(0.7549 * k) % 1, (0.5698 * k) % 1])
         jitter -= jitter.mean(1, keepdims=True)
         centre = np.array([*self.offset, self.along[i]]) + self.drift[i]

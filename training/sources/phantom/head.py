@@ -13,7 +13,7 @@ from training.sources.phantom.haemorrhage import Bleeding, Subarachnoid, draw_bl
 from training.sources.phantom.mimics import Mimics, paint_mimics
 from training.sources.phantom.plane import Box, Plane, refine
 from training.sources.phantom.shapes import Field, Mask, Point, covered
-from training.sources.phantom.skull import AIR, Shell, Skull, paint_outside
+from training.sources.phantom.skull import Shell, Skull, paint_outside
 from training.sources.phantom.spec import Spec
 
 EDGE = 4
@@ -53,6 +53,8 @@ class Head:
         part = plane.crop(box)
         shell = self._shell(part)
         hu = paint_outside(self.skull, part, shell, pixel_mm)
+        if self.mimics.opening is not None:
+            self.mimics.opening.paint(self.skull, part, shell, hu)
         inside = _around(shell.inner < 0.5 * pixel_mm)
         if inside is None:
             return hu, None, box
@@ -110,6 +112,3 @@ def _around(mask: Mask, margin: int = EDGE) -> Box | None:
         slice(max(int(rows[0]) - margin, 0), min(int(rows[-1]) + margin + 1, mask.shape[0])),
         slice(max(int(columns[0]) - margin, 0), min(int(columns[-1]) + margin + 1, mask.shape[1])),
     )
-
-
-__all__ = ["AIR", "Head"]

@@ -12,6 +12,7 @@ from training.sources.phantom.collection import Crescent, Lens, convexity
 from training.sources.phantom.plane import Waves
 from training.sources.phantom.shapes import Point, step
 from training.sources.phantom.skull import CENTRE, Skull
+from training.sources.phantom.surgery import Opening
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Mimics:
     mass: Lens | None
     mass_hu: float
     infarct: Infarct | None
+    opening: Opening | None
 
     @classmethod
     def draw(cls, rng: np.random.Generator, *, skull: Skull, often: float) -> Self:
@@ -69,6 +71,7 @@ class Mimics:
             mass=Lens.draw(rng, thickness=u(8, 18), half=17, sutures=False) if has(0.05) else None,
             mass_hu=u(42, 52),
             infarct=_infarct(rng, skull) if has(0.12) else None,
+            opening=Opening.draw(rng) if has(0.05) else None,
         )
 
     def facts(self) -> dict[str, bool | int]:
@@ -81,6 +84,7 @@ class Mimics:
             "hygroma": self.hygroma is not None,
             "mass": self.mass is not None,
             "infarct": self.infarct is not None,
+            "opening": self.opening is not None,
         }
 
 

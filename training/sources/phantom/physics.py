@@ -38,6 +38,13 @@ def averaging(fine: int, coarse: int) -> npt.NDArray[np.float32]:
     return out
 
 
+def interpolating(fine: int, coarse: int) -> npt.NDArray[np.float32]:
+    """The matrix (fine, coarse) that interpolates one axis linearly, so that parts of one stay parts of one."""
+    at = np.clip((np.arange(fine) + 0.5) * coarse / fine - 0.5, 0, coarse - 1)
+    near: npt.NDArray[np.float32] = np.clip(1 - np.abs(at[:, None] - np.arange(coarse)), 0, 1).astype(np.float32)
+    return near
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projector:
     """A parallel-beam scanner: `forward` takes images to sinograms, `back` lays filtered sinograms out again."""

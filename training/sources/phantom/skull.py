@@ -117,7 +117,8 @@ def paint_outside(skull: Skull, plane: Plane, shell: Shell, pixel_mm: float) -> 
 def _soft_tissue(plane: Plane, shell: Shell, texture: Field) -> Field:
     deep = -shell.outer
     soft = np.where(deep < 2.3, SKIN, FAT).astype(np.float32)
-    muscle = ((plane.z < 34) & (np.abs(plane.y + 8) < 42)) | (plane.z < 8)
+    temporal = ((plane.y + 8) / 44) ** 2 + (np.maximum(plane.z - 4, 0) / 34) ** 2 + 0.12 * texture < 1
+    muscle = temporal | (plane.z < 6 + 4 * texture)
     return np.where(muscle & (deep > 2.2), MUSCLE + 6 * texture, soft)
 
 

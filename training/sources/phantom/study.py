@@ -9,20 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.result import LABELS, SUBTYPES
+from inference.result import SUBTYPES
 from training.sources.phantom.geometry import Cut, draw_cut
 from training.sources.phantom.head import Head
-from training.sources.phantom.physics import GRID, Noise, artefacts, averaging, blur_and_refine, louder_inside
-from training.sources.phantom.plane import cubic
-from training.sources.phantom.shapes import Field
+from training.sources.phantom.scanner import Scanner
 from training.sources.phantom.skull import AIR
 from training.sources.phantom.spec import REAL, Spec
 
 HALF, PRESENT = 0.5, 0.34
 """The part of a voxel that blood must fill to be outlined, and to count towards a slice's label."""
 LEAST_AREA_MM2 = 12.0
-VISIBLE_HU = (-20.0, 120.0)
-"""Outside this range (before noise) a reader cannot outline blood: bone or air hides it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,8 +78,7 @@ def make_study(*, seed: int, spec: Spec = REAL, subtypes: Sequence[str] | None =
     cut = draw_cut(seed, spec)
     head = Head.draw(seed, spec, subtypes=names, down=cut.down_in_head)
     cut = cut.cover(scale=head.scale, top=head.skull.radii[2] + head.skull.thickness, spec=spec, seed=seed)
-    density, blood = _sample(head, cut)
-    return _image(seed, spec, head, cut, density, blood, names)
+    return _image(seed, spec, head, cut, names)
 
 
 def _drawn_subtypes(seed: int, spec: Spec) -> tuple[str, ...]:
@@ -117,86 +112,39 @@ def _sample(head: Head, cut: Cut) -> tuple[npt.NDArray[np.float32], dict[int, np
     return density, blood
 
 
-def _image(
-    seed: int,
-    spec: Spec,
-    head: Head,
-    cut: Cut,
-    density: npt.NDArray[np.float32],
-    blood: Mapping[int, npt.NDArray[np.float32]],
-    names: Sequence[str],
-) -> PhantomStudy:
-    rng = np.random.default_rng((seed, 4))
-    u = rng.uniform
-    sigma, sd, cutoff = u(0.45, 0.8), u(*spec.noise_hu), u(0.28, 0.5)
-    hardening, streaks = u(0.004, 0.016) * spec.artefacts, u(0.0003, 0.0010)
-    error = artefacts(density, pixel_mm=cut.grid_mm, rng=rng, hardening=hardening, streaks=streaks)
-    refine = blur_and_refine(cut.size, cut.grid, pixel_mm=cut.pixel_mm, sigma_mm=sigma)
-    spread = cubic((np.arange(cut.size) + 0.5) * GRID / cut.size - 0.5, GRID)
-    linear = averaging(cut.grid, cut.size) if cut.size <= cut.grid else _linear(cut.size, cut.grid)
-    noise = Noise(cut.size, pixel_mm=cut.pixel_mm, sd_hu=sd, cutoff=cutoff, rng=rng)
-    louder, rest = louder_inside(cut.u, cut.v), cut.head_rest(head.skull.radii[1] * head.scale)
-    ghosts = _ghosts(rng, spec, cut.slices)
+def _image(seed: int, spec: Spec, head: Head, cut: Cut, names: Sequence[str]) -> PhantomStudy:
+    density, blood = _sample(head, cut)
+    scanner = Scanner.draw(seed, spec, cut, density, back_mm=head.skull.radii[1] * head.scale)
     hu = np.empty((cut.slices, cut.size, cut.size), np.int16)
     masks = np.zeros((len(SUBTYPES), *hu.shape), bool)
     areas, volumes = np.zeros((cut.slices, len(SUBTYPES))), np.zeros(len(SUBTYPES))
-    pixel_mm2 = cut.pixel_mm**2
     for i in range(cut.slices):
-        clean = refine @ density[i] @ refine.T
-        clean[rest & (clean < -500)] = -650
+        hu[i], seen = scanner.image(i, density[i])
         if i in blood:
-            seen = (clean > VISIBLE_HU[0]) & (clean < VISIBLE_HU[1])
-            part = np.matmul(np.matmul(linear, blood[i]), linear.T) * seen
-            masks[:, i] = part >= HALF
-            areas[i] = (part >= PRESENT).sum((1, 2)) * pixel_mm2
-            volumes += part.sum((1, 2), dtype=np.float64) * pixel_mm2 * cut.thickness[i] / 1000
-        clean += spread @ error[i] @ spread.T
-        clean += noise.next() * louder
-        if i in ghosts:
-            clean = _ghost(clean, *ghosts[i])
-        hu[i] = np.clip(np.rint(clean), -1024, 3071)
-    labels = (areas >= LEAST_AREA_MM2).astype(np.float32)
-    labels = np.concatenate([labels.max(1, keepdims=True), labels], axis=1)
-    truth = {
-        "seed": seed,
-        "subtypes": tuple(names),
-        "volumes_ml": dict(zip(SUBTYPES, volumes.tolist(), strict=True)),
-        "tilt_degrees": cut.tilt_degrees,
-        "atrophy": head.brain.atrophy,
-        "midline_shift_mm": head.bleeding.shift.mm,
-        "noise_hu": sd,
-        "child": head.scale != 1,
-        "mimics": head.mimics.facts(),
-        "ghosts": sorted(ghosts),
-    }
-    assert labels.shape[1] == len(LABELS)  # noqa: S101
+            for kind in np.flatnonzero(blood[i].any((1, 2))):
+                part = scanner.fraction(blood[i][kind], seen)
+                masks[kind, i] = part >= HALF
+                areas[i, kind] = np.count_nonzero(part >= PRESENT) * cut.pixel_mm**2
+                volumes[kind] += float(part.sum(dtype=np.float64)) * cut.pixel_mm**2 * cut.thickness[i] / 1000
+    found = (areas >= LEAST_AREA_MM2).astype(np.float32)
     return PhantomStudy(
         hu=hu,
         masks=masks,
-        labels=labels,
+        labels=np.concatenate([found.max(1, keepdims=True), found], axis=1),
         positions=cut.positions(),
         orientation=cut.orientation,
         pixel_spacing=np.array([cut.pixel_mm, cut.pixel_mm]),
         thickness=cut.thickness,
-        truth=truth,
+        truth={
+            "seed": seed,
+            "subtypes": tuple(names),
+            "volumes_ml": dict(zip(SUBTYPES, volumes.tolist(), strict=True)),
+            "tilt_degrees": cut.tilt_degrees,
+            "atrophy": head.brain.atrophy,
+            "midline_shift_mm": head.bleeding.shift.mm,
+            "noise_hu": scanner.noise_hu,
+            "child": head.scale != 1,
+            "mimics": head.mimics.facts(),
+            "ghosts": tuple(sorted(scanner.ghosts)),
+        },
     )
-
-
-def _linear(fine: int, coarse: int) -> npt.NDArray[np.float32]:
-    """The matrix (fine, coarse) of linear interpolation."""
-    at = np.clip((np.arange(fine) + 0.5) * coarse / fine - 0.5, 0, coarse - 1)
-    out: npt.NDArray[np.float32] = np.clip(1 - np.abs(at[:, None] - np.arange(coarse)[None]), 0, 1).astype(np.float32)
-    return out
-
-
-def _ghosts(rng: np.random.Generator, spec: Spec, slices: int) -> dict[int, tuple[float, int, int]]:
-    """Which slices the patient moved in: the weight and the shift in pixels of a second image."""
-    moved, count = rng.random() < 0.10 * spec.artefacts, int(rng.integers(1, 4))
-    if not moved:
-        return {}
-    chosen = rng.choice(slices, size=min(count, slices), replace=False)
-    return {int(i): (rng.uniform(0.25, 0.5), round(8 * rng.normal()), round(8 * rng.normal())) for i in chosen}
-
-
-def _ghost(image: Field, weight: float, down: int, across: int) -> Field:
-    return (1 - weight) * image + weight * np.roll(image, (down, across), (0, 1))
