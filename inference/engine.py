@@ -22,8 +22,6 @@ from inference.place import ScanSlice, SlicePlace, place_of
 from inference.preprocess import prepare
 from inference.result import Finding, ModelReading, SliceReading
 
-__all__ = ["CHUNK", "Engine", "LoadedModel", "NotFinite", "ScanSlice", "SlicePlace", "encode_images", "place_of"]
-
 CHUNK = 8
 """Slices encoded together: enough to keep a processor busy, few enough for its caches."""
 

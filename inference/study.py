@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.decision import Combination, combine
-from inference.engine import Engine, SlicePlace, place_of
+from inference.engine import Engine
 from inference.errors import UnreadablePixels
 from inference.facts import InstanceFacts
 from inference.headcheck import check_head
+from inference.place import SlicePlace, place_of
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
 from inference.series import Criteria, Plane, Selection, Stack, select
 from inference.volume import Slice, read_slices
@@ -220,6 +221,12 @@ class StudyReader:
         encoded |= self._encode_batch(batch)
         progress(len(batch))
         return encoded, unreadable
+
+    def _remember_undecodable(self, digest: str) -> None:
+        """So that it is not tried again with every look at the arrivals."""
+        self._undecodable[digest] = None
+        if len(self._undecodable) > UNDECODABLE_KEPT:
+            del self._undecodable[next(iter(self._undecodable))]
 
     def _encode_batch(self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]]) -> dict[str, tuple[EncodedSlice, ...]]:
         flat = [piece for _, slices in batch for piece in slices]

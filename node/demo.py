@@ -25,6 +25,9 @@ from node import config, parts, sender, tables, views
 from node.config import RemoteSection, Settings
 from node.errors import HemonodeError, StartError
 
+EXAM = ("localizer", "axial", "bone", "coronal")
+"""The series of the exam with the bleed, in the order in which a scanner sends them."""
+
 START_SECONDS = 180.0
 STUDY_SECONDS = 300.0
 ENDED = ("reported", "not_analysed", "failed")
@@ -74,29 +77,32 @@ def run(*, folder: Path, extra: Sequence[Path], out: Console, stop: threading.Ev
 
 
 def _cases(home: Path, extra: Sequence[Path]) -> tuple[Case, ...]:
-    size = ("--preset", "easy", "--size", "512", "--slices", "32")
-    own = [Case(name=str(path), says="your own", folder=path) for path in extra]
+    head = ("--preset", "easy", "--size", "512", "--slices", "32")
     return (
         Case(
             name="no bleed",
             says="a head without haemorrhage",
             folder=home / "no-bleed",
-            phantom=("--seed", "11", "--negative", *size),
+            phantom=("--seed", "11", "--subtype", "none", "--maker", "siemens", *head),
         ),
         Case(
             name="bleed",
-            says="a head with an intraparenchymal haemorrhage",
+            says="a head with an intraparenchymal haemorrhage, with the other series of an exam",
             folder=home / "bleed",
-            phantom=("--seed", "12", "--subtype", "intraparenchymal", *size),
+            phantom=("--seed", "12", "--subtype", "intraparenchymal", "--maker", "ge", *head, *_series(EXAM)),
         ),
         Case(
             name="localizer only",
-            says="a scout image and nothing to read",
+            says="scout views and nothing to read",
             folder=home / "localizer-only",
-            phantom=("--seed", "13", "--localizer-only"),
+            phantom=("--seed", "13", "--size", "256", "--slices", "12", *_series(["localizer"])),
         ),
-        *own,
+        *(Case(name=str(path), says="your own", folder=path) for path in extra),
     )
+
+
+def _series(kinds: Sequence[str]) -> tuple[str, ...]:
+    return tuple(argument for kind in kinds for argument in ("--series", kind))
 
 
 def _configure(home: Path) -> Settings:
@@ -122,7 +128,7 @@ def _free_port() -> int:
 def _make(case: Case) -> None:
     if not case.phantom:
         return
-    command = [sys.executable, "-m", "training.sources.phantom", *case.phantom, "--fresh", str(case.folder)]
+    command = [sys.executable, "-m", "training.sources.phantom", str(case.folder), *case.phantom]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StartError(f"no phantom could be made: {done.stderr.strip().splitlines()[-1]}")

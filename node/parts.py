@@ -93,6 +93,36 @@ def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -
             heartbeats.stopped(tx, name=name)
 
 
+def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
+    """One worker has run until `stop` was set. Raises ``StartError`` when a model or the device cannot be had."""
+    from inference.device import keep_freed_memory
+    from node import reading as readers
+    from node.worker import Worker
+
+    keep_freed_memory()
+    name = f"work-{number}"
+    several = settings.read.device == "auto" and worker_count(settings) > 1 and NVIDIA_DEVICES.is_dir()
+    engine = readers.engine_of(settings, device=f"cuda:{number}" if several else None)
+    engine.warm_up()
+    database = open_database(settings)
+    with database.read() as tx:
+        before = heartbeats.find(tx, name)
+    detail = {"device": engine.processor.device, "precision": engine.processor.precision, "models": list(engine.cards)}
+    worker = Worker(
+        database=database,
+        settings=settings,
+        reader=readers.reader_of(settings, engine),
+        name=f"{name}@{os.uname().nodename}:{os.getpid()}",
+        part=name,
+        detail=detail,
+        avoid=before.detail.get("encoding") if before else None,
+    )
+    with alive(database, name=name, kind="work", detail=detail):
+        log().info("ready", **detail)
+        worker.run(stop)
+    database.close()
+
+
 @contextmanager
 def reading(settings: Settings) -> Iterator[sqlalchemy.Connection]:
     """A view of the node's database for a command. Raises ``StartError`` when there is none yet."""

@@ -37,6 +37,8 @@ class Worker:
 
     Parameters
     ----------
+    name, part : str
+        The holder of its leases, another for every process; its name among the parts, the same after a restart.
     detail : dict
         What the worker says of itself among the node's parts: device, precision, models.
     avoid : str, optional
@@ -50,6 +52,7 @@ class Worker:
         settings: Settings,
         reader: StudyReader,
         name: str,
+        part: str,
         detail: dict[str, Any],
         avoid: str | None = None,
     ) -> None:
@@ -57,6 +60,7 @@ class Worker:
         self._settings = settings
         self._reader = reader
         self._name = name
+        self._part = part
         self._detail = detail
         self._avoid = avoid
         self._lease = dt.timedelta(seconds=settings.read.lease)
@@ -179,7 +183,7 @@ class Worker:
         if study_uid != self._encoding:
             self._encoding = study_uid
             with self._database.write() as tx:
-                parts.beat(tx, name=self._name, detail=self._detail | {"encoding": study_uid})
+                parts.beat(tx, name=self._part, detail=self._detail | {"encoding": study_uid})
 
     def _stored(self, rows: Sequence[Instance]) -> list[Stored]:
         return [stored(row, archive=self._settings.archive) for row in rows]

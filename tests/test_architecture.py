@@ -78,7 +78,9 @@ def test_torch_stays_out_of_the_parts_that_must_not_crash_with_it(part: str) -> 
 
 
 def test_nothing_is_ever_unpickled() -> None:
-    forbidden = re.compile(r"\b(pickle|joblib|shelve|marshal|dill)\b|(?<!safetensors\.)torch\.load\((?!.*weights_only=True)")
+    forbidden = re.compile(
+        r"\b(pickle|joblib|shelve|marshal|dill)\b|(?<!safetensors\.)torch\.load\((?!.*weights_only=True)"
+    )
     found = [
         str(path.relative_to(ROOT))
         for package in PACKAGES
