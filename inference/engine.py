@@ -18,7 +18,7 @@ from inference.card import ModelCard, ModelError, load
 from inference.decision import KEY_SLICES, ScanDecision, judge
 from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors
 from inference.models import ScanModel, build
-from inference.place import ScanSlice, SlicePlace, place_of
+from inference.place import ScanSlice, SlicePlace
 from inference.preprocess import prepare
 from inference.result import Finding, ModelReading, SliceReading
 
