@@ -103,7 +103,7 @@ def slices_of(dataset: Dataset, *, repair_wrapped: bool = False) -> tuple[Slice,
             sop_instance_uid=header.sop_instance_uid,
             frame=index + 1 if header.number_of_frames is not None and layout.frames > 1 else None,
             instance_number=header.instance_number,
-            hu=_hounsfield(frame, layout, _scale(dataset, header, layout, index, repair_wrapped)),
+            hu=_hounsfield(frame, layout, _scale(dataset, header, layout, index, frame, repair_wrapped)),
             position=_placed(header.positions, index, "Image Position (Patient)"),
             orientation=_placed(header.orientations, index, "Image Orientation (Patient)"),
             pixel_spacing=header.pixel_spacing,
@@ -133,7 +133,9 @@ def _placed(values: Sequence[_T | None], index: int, name: str) -> _T:
     return value
 
 
-def _scale(dataset: Dataset, header: InstanceFacts, layout: Layout, index: int, repair_wrapped: bool) -> _Scale:
+def _scale(
+    dataset: Dataset, header: InstanceFacts, layout: Layout, index: int, frame: Frame, repair_wrapped: bool
+) -> _Scale:
     """The rescale of one frame: its own, else the shared one, else the header's."""
     if items(dataset, "ModalityLUTSequence"):
         raise UnreadablePixels("values go through a Modality LUT, not a linear rescale")
@@ -147,13 +149,26 @@ def _scale(dataset: Dataset, header: InstanceFacts, layout: Layout, index: int, 
     if slope == 0:
         raise UnreadablePixels("Rescale Slope is zero")
     padding = _padding(dataset, layout)
-    if not layout.signed and layout.stored <= 12 and (intercept is None or intercept > -100):
+    if _is_wrapped(frame, layout, intercept):
         if not repair_wrapped:
             raise WrappedPixels(_wrapped(layout, intercept))
-        return _Scale(slope=1.0, intercept=-1000.0, padding=None, wrapped=True)
+        return _Scale(slope=1.0, intercept=0.0, padding=None, wrapped=True)
     if not layout.signed and intercept is None:
         raise UnreadablePixels("unsigned values without Rescale Intercept: Hounsfield units are not known")
     return _Scale(slope=slope or 1.0, intercept=intercept or 0.0, padding=padding)
+
+
+def _is_wrapped(frame: Frame, layout: Layout, intercept: float | None) -> bool:
+    """Whether unsigned values with an intercept near zero, which cannot hold air, hold signed ones."""
+    if layout.signed or not (intercept is None or intercept > -100):
+        return False
+    return layout.stored == 12 or (layout.stored == 16 and bool((frame.stored >= _PADDING_WORDS).any()))
+
+
+def _unwrapped(frame: Frame, layout: Layout) -> NDArray[np.int32]:
+    """The signed values: of twelve bits those from −1000, so that dense bone keeps its own."""
+    lowest = 1000 if layout.stored == 12 else 1 << (layout.stored - 1)
+    return ((frame.stored + np.int32(lowest)) & np.int32((1 << layout.stored) - 1)) - np.int32(lowest)
 
 
 def _wrapped(layout: Layout, intercept: float | None) -> str:
@@ -194,12 +209,12 @@ def _as_stored(value: int, layout: Layout) -> int:
 def _hounsfield(frame: Frame, layout: Layout, scale: _Scale) -> NDArray[np.int16]:
     """Hounsfield units, int16 (rows, columns), clipped to −1024 … 32767."""
     hu: NDArray[np.int16]
-    stored = ((frame.stored + np.int32(1000)) & np.int32(4095)) if scale.wrapped else frame.stored
+    stored = _unwrapped(frame, layout) if scale.wrapped else frame.stored
     if scale.slope == 1.0 and scale.intercept.is_integer():
         hu = np.clip(stored + np.int32(scale.intercept), AIR_HU, 32767).astype(np.int16)
     else:
         hu = np.clip(np.rint(stored * scale.slope + scale.intercept), AIR_HU, 32767).astype(np.int16)
-    if not layout.signed and layout.stored == 16:
+    if not layout.signed and layout.stored == 16 and not scale.wrapped:
         hu[frame.stored >= _PADDING_WORDS] = AIR_HU
     if scale.padding is not None:
         hu[_padded(frame, layout, scale, scale.padding)] = AIR_HU

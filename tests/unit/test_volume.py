@@ -240,6 +240,13 @@ def test_wrapped_twelve_bit_values_are_repaired_when_asked_to() -> None:
     np.testing.assert_array_equal(hu(made, repair_wrapped=True), truth())
 
 
+def test_wrapped_sixteen_bit_values_are_refused_and_repaired_when_asked_to() -> None:
+    made = dataset(truth(), stored=16, signed=False, intercept="0")
+    with pytest.raises(WrappedPixels, match="wrapped around"):
+        slices_of(made)
+    np.testing.assert_array_equal(hu(made, repair_wrapped=True), truth())
+
+
 def test_an_image_with_its_proper_intercept_is_not_touched_by_the_repair() -> None:
     np.testing.assert_array_equal(hu(dataset(truth() + 1024, stored=12), repair_wrapped=True), truth())
 
