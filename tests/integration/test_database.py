@@ -1,4 +1,4 @@
-"""The passage of a study through the database, on a real file."""
+"""The passage of a study through the database, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from db.states import DeliveryKind, DeliveryState, StudyState
 LEASE = dt.timedelta(minutes=1)
 PAST = dt.timedelta(seconds=-1)
 WHOLE: dict[str, Any] = {"complete": True, "reason": "geometrically whole", "missing": []}
+
+
+@pytest.fixture
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def an_instance(number: int, *, digest: str = "d") -> NewInstance:
