@@ -37,7 +37,7 @@ def _unprivileged() -> pwd.struct_passwd | None:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The SQLAlchemy URL, without a database name, of a private PostgreSQL that ends with the tests."""
+    """The folder of a private PostgreSQL, which holds its socket; it ends with the tests."""
     initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
     if initdb is None or pg_ctl is None:
         message = "initdb or pg_ctl missing; `make peers` installs it"
@@ -72,24 +72,34 @@ def _url(folder: Path | str, name: str) -> str:
     return f"postgresql+psycopg://hemonode@/{name}?host={folder}"
 
 
+def _new(folder: str, *, template: str) -> str:
+    name = f"test_{uuid.uuid4().hex}"
+    _create(folder, f"CREATE DATABASE {name} TEMPLATE {template}")
+    return _url(folder, name)
+
+
 def _create(folder: Path | str, statement: str) -> None:
     with psycopg.connect(host=str(folder), user="hemonode", dbname="postgres", autocommit=True) as connection:
         connection.execute(statement.encode())
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
+def fresh_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without any schema: once SQLite, once PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'hemonode.db'}"
+    return _new(request.getfixturevalue("postgresql"), template="template0")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a fresh database with the current schema: once SQLite, once PostgreSQL."""
     if request.param == "postgresql":
-        folder = request.getfixturevalue("postgresql")
-        name = f"test_{uuid.uuid4().hex}"
-        _create(folder, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
-        return _url(folder, name)
-    url = f"sqlite:///{tmp_path / 'hemonode.db'}"
-    database = Database(url)
+        return _new(request.getfixturevalue("postgresql"), template=TEMPLATE)
+    database = Database(f"sqlite:///{tmp_path / 'hemonode.db'}")
     database.upgrade()
     database.close()
-    return url
+    return database.url
 
 
 @pytest.fixture
