@@ -34,7 +34,10 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """A study that is being received, or that has instances no verdict has counted (`uncounted`, up to `last_seq`)."""
+    """A study that is being received, or that has instances no verdict has counted.
+
+    Those are `uncounted` in number, from `first_seq` to `last_seq`; both are 0 where there are none.
+    """
 
     study_uid: str
     state: StudyState
@@ -43,6 +46,7 @@ class Pending:
     last_received_at: dt.datetime
     calling_ae: str
     uncounted: int
+    first_seq: int
     last_seq: int
 
 
@@ -60,8 +64,14 @@ def in_state(tx: sa.Connection, *states: StudyState) -> tuple[Study, ...]:
 
 def pending(tx: sa.Connection) -> tuple[Pending, ...]:
     """Every study that a verdict has to look at, the longest waiting first. Reads indices, no instance."""
+    seq = rows.c.seq
     uncounted = (
-        sa.select(rows.c.study_uid, sa.func.count().label("count"), sa.func.max(rows.c.seq).label("seq"))
+        sa.select(
+            rows.c.study_uid,
+            sa.func.count().label("count"),
+            sa.func.min(seq).label("first"),
+            sa.func.max(seq).label("last"),
+        )
         .where(rows.c.revision.is_(None))
         .group_by(rows.c.study_uid)
         .subquery()
@@ -74,7 +84,8 @@ def pending(tx: sa.Connection) -> tuple[Pending, ...]:
         sa.select(
             *(studies.c[name] for name in columns),
             sa.func.coalesce(uncounted.c.count, 0).label("uncounted"),
-            sa.func.coalesce(uncounted.c.seq, 0).label("last_seq"),
+            sa.func.coalesce(uncounted.c.first, 0).label("first_seq"),
+            sa.func.coalesce(uncounted.c.last, 0).label("last_seq"),
         )
         .outerjoin(uncounted, uncounted.c.study_uid == studies.c.study_uid)
         .where(studies.c.study_uid.in_(which))
@@ -201,9 +212,10 @@ def note_late(tx: sa.Connection, *, study_uid: str, seen: Sequence[str], reason:
     return True
 
 
-def end(tx: sa.Connection, *, study_uid: str, state: StudyState) -> None:
-    """The study stands in its final `state`."""
-    _change(tx, study_uid, state=state)
+def end(tx: sa.Connection, *, study_uid: str, revision: int, state: StudyState) -> None:
+    """The study stands in its final `state`, unless a later revision was opened meanwhile."""
+    query = studies.update().where(studies.c.study_uid == study_uid, studies.c.revision == revision)
+    tx.execute(query.values(state=state))
 
 
 def _locked(tx: sa.Connection, study_uid: str) -> Study | None:
