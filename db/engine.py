@@ -30,6 +30,12 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _sqlite(url) if url.startswith("sqlite") else sa.create_engine(url, pool_pre_ping=True)
+        # PostgreSQL's own default shows each statement a newer state; SQLite's deferred BEGIN holds one by itself.
+        self._reading: dict[str, Any] = (
+            {"hemonode_read": True}
+            if self.engine.dialect.name == "sqlite"
+            else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        )
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -40,7 +46,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A consistent view that takes no write lock."""
-        with self.engine.connect().execution_options(hemonode_read=True) as connection, connection.begin():
+        with self.engine.connect().execution_options(**self._reading) as connection, connection.begin():
             yield connection
 
     def close(self) -> None:

@@ -89,8 +89,8 @@ def add(tx: sa.Connection, new: NewInstance) -> Instance | None:
                      "size", "digest", "association_id", "facts")
     }  # fmt: skip
     insert = _insert(tx)(instances).values(received_at=at, **values)
-    added = tx.execute(insert.on_conflict_do_nothing(index_elements=["sop_instance_uid"])).rowcount
-    if not added:
+    insert = insert.on_conflict_do_nothing(index_elements=["sop_instance_uid"]).returning(instances.c.seq)
+    if tx.execute(insert).first() is None:
         return find(tx, new.sop_instance_uid)
     _received(tx, new, at)
     return None
@@ -106,8 +106,8 @@ def _received(tx: sa.Connection, new: NewInstance, at: dt.datetime) -> None:
         calling_ae=new.calling_ae,
         header=new.header,
     )
-    first = tx.execute(insert.on_conflict_do_nothing(index_elements=["study_uid"])).rowcount
-    if first:
+    insert = insert.on_conflict_do_nothing(index_elements=["study_uid"]).returning(studies.c.study_uid)
+    if tx.execute(insert).first() is not None:
         audit.record(tx, "first_instance", study_uid=new.study_uid, calling_ae=new.calling_ae)
     else:
         tx.execute(studies.update().where(studies.c.study_uid == new.study_uid).values(last_received_at=at))

@@ -67,7 +67,7 @@ def _conclude(
     values = {"study_uid": job.study_uid, "revision": job.revision, "model": job.model, "outcome": outcome}
     inserted = tx.execute(results.insert().values(payload=payload, made_at=made_at, **values).returning(*results.c))
     result = Result(**dict(inserted.mappings().one()))
-    studies.end(tx, study_uid=job.study_uid, state=state)
+    studies.end(tx, study_uid=job.study_uid, revision=job.revision, state=state)
     studies.supersede_due(tx, study_uid=job.study_uid, before_revision=job.revision)
     audit.record(
         tx, "result", study_uid=job.study_uid, revision=job.revision, outcome=outcome, reason=payload["reason"]

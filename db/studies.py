@@ -11,7 +11,10 @@ import sqlalchemy as sa
 
 from db import audit, instances
 from db.schema import deliveries, jobs, now, studies
+from db.schema import instances as rows
 from db.states import DeliveryState, JobState, StudyState
+
+ENDED = (StudyState.REPORTED, StudyState.NOT_ANALYSED, StudyState.FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,24 @@ class Study:
     verdict_at: dt.datetime | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """A study that is being received, or that has instances no verdict has counted.
+
+    Those are `uncounted` in number, from `first_seq` to `last_seq`; both are 0 where there are none.
+    """
+
+    study_uid: str
+    state: StudyState
+    revision: int
+    first_received_at: dt.datetime
+    last_received_at: dt.datetime
+    calling_ae: str
+    uncounted: int
+    first_seq: int
+    last_seq: int
+
+
 def find(tx: sa.Connection, study_uid: str) -> Study | None:
     """The study, or None."""
     row = tx.execute(sa.select(studies).where(studies.c.study_uid == study_uid)).mappings().first()
@@ -39,6 +60,38 @@ def in_state(tx: sa.Connection, *states: StudyState) -> tuple[Study, ...]:
     """Every study in one of `states`, the longest waiting first."""
     query = sa.select(studies).where(studies.c.state.in_(states)).order_by(studies.c.first_received_at)
     return tuple(_study(row) for row in tx.execute(query).mappings())
+
+
+def pending(tx: sa.Connection) -> tuple[Pending, ...]:
+    """Every study that a verdict has to look at, the longest waiting first. Reads indices, no instance."""
+    seq = rows.c.seq
+    uncounted = (
+        sa.select(
+            rows.c.study_uid,
+            sa.func.count().label("count"),
+            sa.func.min(seq).label("first"),
+            sa.func.max(seq).label("last"),
+        )
+        .where(rows.c.revision.is_(None))
+        .group_by(rows.c.study_uid)
+        .subquery()
+    )
+    which = sa.union(
+        sa.select(studies.c.study_uid).where(studies.c.state == StudyState.RECEIVING), sa.select(uncounted.c.study_uid)
+    )
+    columns = ("study_uid", "state", "revision", "first_received_at", "last_received_at", "calling_ae")
+    query = (
+        sa.select(
+            *(studies.c[name] for name in columns),
+            sa.func.coalesce(uncounted.c.count, 0).label("uncounted"),
+            sa.func.coalesce(uncounted.c.first, 0).label("first_seq"),
+            sa.func.coalesce(uncounted.c.last, 0).label("last_seq"),
+        )
+        .outerjoin(uncounted, uncounted.c.study_uid == studies.c.study_uid)
+        .where(studies.c.study_uid.in_(which))
+        .order_by(studies.c.first_received_at, studies.c.study_uid)
+    )
+    return tuple(Pending(**{**row, "state": StudyState(row["state"])}) for row in tx.execute(query).mappings())
 
 
 def latest(tx: sa.Connection, *, limit: int) -> tuple[Study, ...]:
@@ -78,9 +131,7 @@ def pronounce(
         False, with nothing written, when the study is not being received or another slice came in meanwhile.
     """
     study = _locked(tx, study_uid)
-    if study is None or study.state is not StudyState.RECEIVING:
-        return False
-    if {i.sop_instance_uid for i in instances.unconsidered(tx, study_uid)} != set(seen):
+    if study is None or study.state is not StudyState.RECEIVING or not _are_uncounted(tx, study_uid, seen):
         return False
     instances.consider(tx, study_uid=study_uid, revision=study.revision)
     at = now()
@@ -97,7 +148,7 @@ def pronounce(
     return True
 
 
-def recall(tx: sa.Connection, study_uid: str) -> bool:
+def recall(tx: sa.Connection, study_uid: str, *, reason: str) -> bool:
     """A slice came after the verdict but before the job began: the verdict is withdrawn, the revision stays.
 
     Returns False, with nothing written, when a worker holds the job already or it is done.
@@ -111,7 +162,7 @@ def recall(tx: sa.Connection, study_uid: str) -> bool:
     if not tx.execute(todo).rowcount:
         return False
     _change(tx, study_uid, state=StudyState.RECEIVING)
-    audit.record(tx, "verdict_recalled", study_uid=study_uid, revision=study.revision)
+    audit.record(tx, "verdict_recalled", study_uid=study_uid, revision=study.revision, reason=reason)
     return True
 
 
@@ -121,8 +172,7 @@ def reopen(tx: sa.Connection, study_uid: str, *, reason: str) -> int | None:
     Returns None, with nothing written, unless the study had ended.
     """
     study = _locked(tx, study_uid)
-    ended = (StudyState.REPORTED, StudyState.NOT_ANALYSED, StudyState.FAILED)
-    if study is None or study.state not in ended:
+    if study is None or study.state not in ENDED:
         return None
     revision = study.revision + 1
     _change(tx, study_uid, state=StudyState.RECEIVING, revision=revision)
@@ -141,23 +191,42 @@ def supersede_due(tx: sa.Connection, *, study_uid: str, before_revision: int) ->
     return int(tx.execute(query.values(state=DeliveryState.SUPERSEDED)).rowcount)
 
 
-def note_late(tx: sa.Connection, *, study_uid: str, revision: int, reason: str) -> int:
-    """Instances that came after the result but change nothing that was read belong to `revision`; returns how many."""
-    count = instances.consider(tx, study_uid=study_uid, revision=revision)
-    if count:
-        audit.record(tx, "late_instances", study_uid=study_uid, revision=revision, instances=count, reason=reason)
-    return count
+def note_late(tx: sa.Connection, *, study_uid: str, seen: Sequence[str], reason: str) -> bool:
+    """Instances that came after the result but change nothing that was read belong to the revision that ended.
+
+    Parameters
+    ----------
+    seen : sequence of str
+        The SOP Instance UIDs not yet counted of which this was found.
+
+    Returns
+    -------
+    bool
+        False, with nothing written, when the study is open or another instance came in meanwhile.
+    """
+    study = _locked(tx, study_uid)
+    if study is None or study.state not in ENDED or not _are_uncounted(tx, study_uid, seen):
+        return False
+    instances.consider(tx, study_uid=study_uid, revision=study.revision)
+    audit.record(tx, "late_instances", study_uid=study_uid, revision=study.revision, instances=len(seen), reason=reason)
+    return True
 
 
-def end(tx: sa.Connection, *, study_uid: str, state: StudyState) -> None:
-    """The study stands in its final `state`."""
-    _change(tx, study_uid, state=state)
+def end(tx: sa.Connection, *, study_uid: str, revision: int, state: StudyState) -> None:
+    """The study stands in its final `state`, unless a later revision was opened meanwhile."""
+    query = studies.update().where(studies.c.study_uid == study_uid, studies.c.revision == revision)
+    tx.execute(query.values(state=state))
 
 
 def _locked(tx: sa.Connection, study_uid: str) -> Study | None:
     query = sa.select(studies).where(studies.c.study_uid == study_uid).with_for_update()
     row = tx.execute(query).mappings().first()
     return _study(row) if row else None
+
+
+def _are_uncounted(tx: sa.Connection, study_uid: str, seen: Sequence[str]) -> bool:
+    query = sa.select(rows.c.sop_instance_uid).where(rows.c.study_uid == study_uid, rows.c.revision.is_(None))
+    return set(tx.execute(query).scalars()) == set(seen)
 
 
 def _change(tx: sa.Connection, study_uid: str, **values: Any) -> None:

@@ -1,25 +1,33 @@
-"""The passage of a study through the database, on a real file."""
+"""The passage of a study through the database, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from db import audit, deliveries, instances, jobs, results, studies
+from db import associations, audit, deliveries, instances, jobs, parts, results, studies
 from db.deliveries import NewDelivery
 from db.engine import Database
-from db.errors import LeaseLost
+from db.errors import LeaseLost, SchemaMismatch
 from db.instances import NewInstance
 from db.schema import metadata
-from db.states import DeliveryKind, DeliveryState, StudyState
+from db.schema import studies as studies_table
+from db.states import DeliveryKind, DeliveryState, SetAsideKind, StudyState
 
 LEASE = dt.timedelta(minutes=1)
 PAST = dt.timedelta(seconds=-1)
 WHOLE: dict[str, Any] = {"complete": True, "reason": "geometrically whole", "missing": []}
+
+
+@pytest.fixture
+def database(either_database: Database) -> Database:
+    return either_database
 
 
 def an_instance(number: int, *, digest: str = "d") -> NewInstance:
@@ -111,7 +119,7 @@ def test_a_late_slice_before_the_job_starts_recalls_the_verdict(database: Databa
     assert pronounced(database, 1)
     received(database, 2)
     with database.write() as tx:
-        assert studies.recall(tx, "1.2")
+        assert studies.recall(tx, "1.2", reason="a slice more")
     assert state_of(database) is StudyState.RECEIVING
     assert pronounced(database, 2)
     assert claimed(database).revision == 1
@@ -122,7 +130,7 @@ def test_a_started_job_is_not_recalled(database: Database) -> None:
     assert pronounced(database, 1)
     claimed(database)
     with database.write() as tx:
-        assert not studies.recall(tx, "1.2")
+        assert not studies.recall(tx, "1.2", reason="a slice more")
 
 
 def test_a_slice_after_the_result_opens_the_next_revision_and_supersedes_what_was_due(database: Database) -> None:
@@ -186,6 +194,112 @@ def test_a_failed_delivery_is_due_later_and_then_abandoned(database: Database) -
     with database.write() as tx:
         assert [d.attempts for d in deliveries.in_state(tx, DeliveryState.ABANDONED)] == [2]
         assert deliveries.requeue(tx) == 1
+
+
+def test_an_instance_that_changes_nothing_is_noted_without_a_new_revision(database: Database) -> None:
+    received(database, 1)
+    assert pronounced(database, 1)
+    recorded(database, claimed(database))
+    received(database, 2)
+    with database.write() as tx:
+        assert studies.note_late(tx, study_uid="1.2", seen=["1.2.3.2"], reason="a report")
+        assert [i.revision for i in instances.of_study(tx, "1.2")] == [1, 1]
+    assert state_of(database) is StudyState.REPORTED
+
+
+def test_a_note_about_one_instance_does_not_swallow_the_next(database: Database) -> None:
+    received(database, 1)
+    assert pronounced(database, 1)
+    recorded(database, claimed(database))
+    received(database, 2, 3)
+    with database.write() as tx:
+        assert not studies.note_late(tx, study_uid="1.2", seen=["1.2.3.2"], reason="a report")
+        assert [i.sop_instance_uid for i in instances.unconsidered(tx, "1.2")] == ["1.2.3.2", "1.2.3.3"]
+
+
+def test_an_open_study_is_not_noted_as_late(database: Database) -> None:
+    received(database, 1)
+    with database.write() as tx:
+        assert not studies.note_late(tx, study_uid="1.2", seen=["1.2.3.1"], reason="a report")
+
+
+def test_only_studies_a_verdict_has_to_look_at_are_pending(database: Database) -> None:
+    received(database, 1, 2)
+    with database.write() as tx:
+        instances.add(tx, dataclasses.replace(an_instance(9), study_uid="7.7"))
+    with database.read() as tx:
+        first, second = studies.pending(tx)
+    assert (first.study_uid, first.uncounted, second.study_uid, second.uncounted) == ("1.2", 2, "7.7", 1)
+    assert first.last_seq < second.last_seq
+    assert pronounced(database, 1, 2)
+    recorded(database, claimed(database))
+    with database.read() as tx:
+        assert [study.study_uid for study in studies.pending(tx)] == ["7.7"]
+    received(database, 3)
+    with database.read() as tx:
+        (late, _) = studies.pending(tx)
+    assert (late.study_uid, late.state, late.uncounted) == ("1.2", StudyState.REPORTED, 1)
+
+
+def test_a_view_does_not_change_while_others_write(database: Database) -> None:
+    received(database, 1)
+    with database.read() as tx:
+        assert len(instances.of_study(tx, "1.2")) == 1
+        received(database, 2)
+        assert len(instances.of_study(tx, "1.2")) == 1
+    with database.read() as tx:
+        assert len(instances.of_study(tx, "1.2")) == 2
+
+
+def test_a_lost_association_stays_lost(database: Database) -> None:
+    who = {"receiver": "r1", "calling_ae": "CT1", "called_ae": "HEMONODE", "address": "127.0.0.1"}
+    with database.write() as tx:
+        associations.opened(tx, association_id="a1", **who)
+        associations.opened(tx, association_id="a2", **who | {"receiver": "r2"})
+    received(database, 1)
+    with database.write() as tx:
+        assert associations.close_lost(tx, receiver="r1") == 1
+        associations.ended(tx, association_id="a1", outcome=associations.RELEASED)
+    with database.read() as tx:
+        assert [a.outcome for a in associations.of_study(tx, "1.2")] == [associations.LOST]
+        assert [a.association_id for a in associations.open_now(tx)] == ["a2"]
+
+
+def test_an_object_set_aside_is_kept_with_its_reason(database: Database) -> None:
+    with database.write() as tx:
+        instances.keep_aside(
+            tx, kind=SetAsideKind.CONFLICT, status=0, reason="another object under this UID", path="c/1.dcm", size=3,
+            digest="d", association_id="a1", calling_ae="CT1", sop_instance_uid="1.2.3.1",
+        )  # fmt: skip
+        assert instances.set_aside_digest_known(tx, sop_instance_uid="1.2.3.1", digest="d")
+        assert not instances.set_aside_digest_known(tx, sop_instance_uid="1.2.3.1", digest="e")
+        assert instances.count_set_aside(tx) == 1
+        assert [a.kind for a in instances.all_set_aside(tx)] == [SetAsideKind.CONFLICT]
+
+
+def test_a_part_that_starts_again_replaces_the_one_that_died(database: Database) -> None:
+    with database.write() as tx:
+        parts.started(tx, name="receive", kind="receive", pid=1, detail={})
+        parts.started(tx, name="receive", kind="receive", pid=2, detail={"port": 11112})
+        parts.beat(tx, name="receive")
+    with database.read() as tx:
+        assert [(part.pid, part.detail) for part in parts.all_parts(tx)] == [(2, {"port": 11112})]
+    with database.write() as tx:
+        parts.stopped(tx, name="receive")
+        assert parts.all_parts(tx) == ()
+
+
+def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
+    with database.write() as tx:
+        tx.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaMismatch, match="9999"):
+        database.upgrade()
+
+
+def test_a_time_without_a_zone_is_refused(database: Database) -> None:
+    received(database, 1)
+    with pytest.raises(sa.exc.StatementError, match="aware"), database.write() as tx:
+        tx.execute(studies_table.update().values(verdict_at=dt.datetime(2026, 1, 1)))  # noqa: DTZ001 - the point
 
 
 def test_a_write_that_raises_leaves_nothing_behind(database: Database) -> None:

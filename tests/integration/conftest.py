@@ -1,0 +1,110 @@
+"""A real PostgreSQL beside SQLite: what holds for one database has to hold for the other."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from db.engine import Database
+
+REQUIRE_PEERS = os.environ.get("HEMONODE_REQUIRE_PEERS") == "1"
+OPTIONS = "-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c max_connections=200"
+TEMPLATE = "hemonode_template"
+
+
+def _program(name: str) -> str | None:
+    # Debian keeps the server's programs out of PATH, one folder for each version.
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, versions)]))
+
+
+def _unprivileged() -> pwd.struct_passwd | None:
+    """Whom the server runs as: it refuses to run as root."""
+    if os.getuid() != 0:
+        return None
+    known = {user.pw_name: user for user in pwd.getpwall()}
+    return known.get("postgres", known["nobody"])
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The folder of a private PostgreSQL, which holds its socket; it ends with the tests."""
+    initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        message = "initdb or pg_ctl missing; `make peers` installs it"
+        if REQUIRE_PEERS:
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+    user = _unprivileged()
+    folder = Path(tempfile.mkdtemp(prefix="hemonode-pg-"))  # short: a socket's path has at most 107 characters
+    if user is not None:
+        os.chown(folder, user.pw_uid, user.pw_gid)
+
+    def run(*command: str) -> None:
+        who = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=120, **who)  # type: ignore[call-overload]
+
+    data = str(folder / "data")
+    run(initdb, "-D", data, "-U", "hemonode", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+    log = str(folder / "log")
+    run(pg_ctl, "-D", data, "-w", "-t", "60", "-l", log, "-o", OPTIONS.format(folder=folder), "start")
+    try:
+        _create(folder, f"CREATE DATABASE {TEMPLATE}")
+        template = Database(_url(folder, TEMPLATE))
+        template.upgrade()
+        template.close()
+        yield str(folder)
+    finally:
+        run(pg_ctl, "-D", data, "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+def _url(folder: Path | str, name: str) -> str:
+    return f"postgresql+psycopg://hemonode@/{name}?host={folder}"
+
+
+def _new(folder: str, *, template: str) -> str:
+    name = f"test_{uuid.uuid4().hex}"
+    _create(folder, f"CREATE DATABASE {name} TEMPLATE {template}")
+    return _url(folder, name)
+
+
+def _create(folder: Path | str, statement: str) -> None:
+    with psycopg.connect(host=str(folder), user="hemonode", dbname="postgres", autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without any schema: once SQLite, once PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'hemonode.db'}"
+    return _new(request.getfixturevalue("postgresql"), template="template0")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh database with the current schema: once SQLite, once PostgreSQL."""
+    if request.param == "postgresql":
+        return _new(request.getfixturevalue("postgresql"), template=TEMPLATE)
+    database = Database(f"sqlite:///{tmp_path / 'hemonode.db'}")
+    database.upgrade()
+    database.close()
+    return database.url
+
+
+@pytest.fixture
+def either_database(database_url: str) -> Iterator[Database]:
+    """A fresh database with the current schema: once SQLite, once PostgreSQL."""
+    database = Database(database_url)
+    yield database
+    database.close()
