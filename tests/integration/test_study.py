@@ -14,7 +14,7 @@ from pydicom import dcmread
 from inference.decision import Combination
 from inference.engine import Engine
 from inference.result import Completeness, Outcome, StudyResult
-from inference.series import Criteria, facts
+from inference.series import Criteria, facts, select
 from inference.study import EncodedCache, Stored, StudyReader
 from tests.small_models import small_models
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
@@ -89,8 +89,9 @@ def test_a_cache_smaller_than_the_study_changes_nothing(exam: list[Stored], mode
 def test_a_damaged_image_is_named_and_the_rest_is_read(
     exam: list[Stored], models: dict[str, Path], tmp_path: Path
 ) -> None:
-    axial = [i for i in exam if i.facts.image_type[:3] == ("ORIGINAL", "PRIMARY", "AXIAL") and i.facts.kernel != "BONE"]
-    victim = axial[len(axial) // 2]
+    (stack,) = select([instance.facts for instance in exam], Criteria()).stacks
+    middle = stack.sop_instance_uids[len(stack.planes) // 2]
+    victim = next(instance for instance in exam if instance.facts.sop_instance_uid == middle)
     damaged = tmp_path / "damaged.dcm"
     damaged.write_bytes(victim.path.read_bytes()[:-5000])
     broken = [replace(i, path=damaged, digest="damaged") if i is victim else i for i in exam]
