@@ -182,7 +182,9 @@ workitems = sa.Table(
     "workitems",
     metadata,
     sa.Column("uid", UID, primary_key=True),
-    sa.Column("study_uid", sa.String(64)),
+    sa.Column("study_uid", sa.String(64)),  # of the node's own reading items, as are the next two
+    sa.Column("revision", sa.Integer),
+    sa.Column("asked", sa.String(16)),  # the priority this node last asked for
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("priority", sa.String(16), nullable=False),
     sa.Column("transaction_uid", sa.String(64)),
@@ -200,9 +202,10 @@ subscriptions = sa.Table(
     sa.Column("ae_title", AE, nullable=False),
     sa.Column("workitem_uid", UID, nullable=False),  # a work item, or a well-known global subscription UID
     sa.Column("deletion_lock", sa.Boolean, nullable=False),
-    sa.Column("filter", sa.JSON),
+    sa.Column("filter", sa.JSON(none_as_null=True)),
     sa.Column("created_at", Utc, nullable=False),
     sa.UniqueConstraint("ae_title", "workitem_uid"),
+    sa.Index("ix_subscriptions_workitem_uid", "workitem_uid"),
 )
 
 notifications = sa.Table(
@@ -216,9 +219,12 @@ notifications = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("due_at", Utc, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(64)),
+    sa.Column("lease_until", Utc),
     sa.Column("error", sa.Text),
     sa.Column("created_at", Utc, nullable=False),
-    sa.Index("ix_notifications_state", "state", "due_at"),
+    sa.Column("sent_at", Utc),
+    sa.Index("ix_notifications_state", "state", "ae_title", "id"),
 )
 
 events = sa.Table(

@@ -189,16 +189,25 @@ class Settings(Section):
     flag: FlagSection = FlagSection()
     report: ReportSection = ReportSection()
     deliver: DeliverSection = DeliverSection()
+    subscribers: tuple[RemoteSection, ...] = ()
     log: LogSection = LogSection()
 
     @pydantic.model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
-        for key, sections in (("flag.ups", self.flag.ups), ("deliver.destinations", self.deliver.destinations)):
+        named = {
+            "flag.ups": self.flag.ups,
+            "deliver.destinations": self.deliver.destinations,
+            "subscribers": self.subscribers,
+        }
+        for key, sections in named.items():
             names = [section.name for section in sections]
             if len(names) != len(set(names)):
                 raise ValueError(f"{key}: every name must be different")
             if ARCHIVE in names:
                 raise ValueError(f"{key}: the name {ARCHIVE!r} is the node's own archive")
+        titles = [subscriber.ae_title for subscriber in self.subscribers]
+        if len(titles) != len(set(titles)):
+            raise ValueError("subscribers: every ae_title must be different")
         return self
 
     @property

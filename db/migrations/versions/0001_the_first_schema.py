@@ -135,12 +135,15 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("due_at", db.schema.Utc(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("owner", sa.String(length=64), nullable=True),
+        sa.Column("lease_until", db.schema.Utc(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("created_at", db.schema.Utc(), nullable=False),
+        sa.Column("sent_at", db.schema.Utc(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_notifications")),
     )
     with op.batch_alter_table("notifications", schema=None) as batch_op:
-        batch_op.create_index("ix_notifications_state", ["state", "due_at"], unique=False)
+        batch_op.create_index("ix_notifications_state", ["state", "ae_title", "id"], unique=False)
 
     op.create_table(
         "parts",
@@ -203,15 +206,20 @@ def upgrade() -> None:
         sa.Column("ae_title", sa.String(length=16), nullable=False),
         sa.Column("workitem_uid", sa.String(length=64), nullable=False),
         sa.Column("deletion_lock", sa.Boolean(), nullable=False),
-        sa.Column("filter", sa.JSON(), nullable=True),
+        sa.Column("filter", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("created_at", db.schema.Utc(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_subscriptions")),
         sa.UniqueConstraint("ae_title", "workitem_uid", name=op.f("uq_subscriptions_ae_title_workitem_uid")),
     )
+    with op.batch_alter_table("subscriptions", schema=None) as batch_op:
+        batch_op.create_index("ix_subscriptions_workitem_uid", ["workitem_uid"], unique=False)
+
     op.create_table(
         "workitems",
         sa.Column("uid", sa.String(length=64), nullable=False),
         sa.Column("study_uid", sa.String(length=64), nullable=True),
+        sa.Column("revision", sa.Integer(), nullable=True),
+        sa.Column("asked", sa.String(length=16), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("priority", sa.String(length=16), nullable=False),
         sa.Column("transaction_uid", sa.String(length=64), nullable=True),
@@ -235,6 +243,9 @@ def downgrade() -> None:
         batch_op.drop_index("ix_workitems_state")
 
     op.drop_table("workitems")
+    with op.batch_alter_table("subscriptions", schema=None) as batch_op:
+        batch_op.drop_index("ix_subscriptions_workitem_uid")
+
     op.drop_table("subscriptions")
     with op.batch_alter_table("studies", schema=None) as batch_op:
         batch_op.drop_index("ix_studies_state")
