@@ -141,10 +141,11 @@ def send(
             remote, files, own_ae_title=calling, timeout=30, told=lambda _: progress.advance(task)
         )  # fmt: skip
     failed = [{"path": str(s.file.path), "error": s.error} for s in sent if s.error]
-    facts = {"sent": len(sent) - len(failed), "failed": failed, "not_dicom": [str(path) for path in other]}
-    lines = [f"{facts['sent']} of {len(sent)} instances stored by {remote.ae_title}"]
+    stored = len(sent) - len(failed)
+    facts = {"sent": stored, "failed": failed, "not_dicom": [str(path) for path in other]}
+    lines = [f"{stored} of {len(sent)} instances stored by {remote.ae_title}"]
     lines += [f"failed: {f['path']}: {f['error']}" for f in failed]
-    lines += [f"not DICOM: {path}" for path in facts["not_dicom"]]
+    lines += [f"not DICOM: {path}" for path in other]
     _print(facts, "\n".join(lines), as_json=as_json)
     if failed:
         raise typer.Exit(FAILED)
@@ -205,7 +206,7 @@ def worklist(config_path: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = F
     from node import parts, tables, views
 
     with parts.reading(config.load(config_path)) as tx:
-        facts = views.worklist(tx)
+        facts = views.worklist_rows(tx)
     _print(facts, tables.worklist(facts), as_json=as_json)
 
 

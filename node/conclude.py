@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy as sa
 
-from db import audit, results, studies, worklist
+from db import audit, instances, results, studies, worklist
 from db.deliveries import NewDelivery
 from db.errors import UnknownStudy
 from db.jobs import Job
+from db.schema import now
 from db.states import DeliveryKind
 from inference.result import Completeness, Outcome, StudyResult
 from node.config import ARCHIVE, Settings
-from node.flag.flag import flag_of
-from node.flag.workitem import workitem, workitem_uid
-
-OWN_WORKLIST = "hemonode"
+from node.flag.flag import Flag, Reference, flag_of
+from node.flag.workitem import reading
 
 
 def conclude(tx: sa.Connection, job: Job, result: StudyResult, settings: Settings) -> None:
     """The result stands with everything that follows from it. Raises ``LeaseLost``, and then nothing stands."""
     results.record(tx, job, outcome=result.outcome, payload=result.to_json(), follow=_follow(settings))
-    _raise_on_own_worklist(tx, result)
+    _raise_on_own_worklist(tx, result, settings)
 
 
 def conclude_parked(tx: sa.Connection, job: Job, settings: Settings) -> StudyResult:
@@ -38,8 +35,20 @@ def conclude_parked(tx: sa.Connection, job: Job, settings: Settings) -> StudyRes
         completeness=Completeness.from_json(study.completeness or {"complete": False, "reason": "unknown"}),
     )
     results.record_parked(tx, job, payload=result.to_json(), follow=_follow(settings))
-    _raise_on_own_worklist(tx, result)
+    _raise_on_own_worklist(tx, result, settings)
     return result
+
+
+def flag_for(tx: sa.Connection, result: StudyResult) -> Flag:
+    """The flag of a stored result, with what the archive knows of its study. Raises ``UnknownStudy``."""
+    study = studies.find(tx, result.study_uid)
+    if study is None:
+        raise UnknownStudy(result.study_uid)
+    references = [
+        Reference(series_uid=i.series_uid, sop_class_uid=i.sop_class_uid, sop_instance_uid=i.sop_instance_uid)
+        for i in instances.of_study(tx, result.study_uid, up_to_revision=result.revision)
+    ]
+    return flag_of(result, header=study.header, instances=references)
 
 
 def _last_line(error: str | None) -> str:
@@ -53,14 +62,9 @@ def _follow(settings: Settings) -> list[NewDelivery]:
     return flags + [NewDelivery(kind=DeliveryKind.SR, destination=name) for name in reports]
 
 
-def _raise_on_own_worklist(tx: sa.Connection, result: StudyResult) -> None:
-    header: dict[str, Any] = {}
-    study = studies.find(tx, result.study_uid)
-    if study is not None:
-        header = study.header
-    flag = flag_of(result, header=header)
-    uid = workitem_uid(study_uid=result.study_uid, destination=OWN_WORKLIST)
-    worklist.put_reading(tx, uid=uid, study_uid=result.study_uid, dataset=workitem(flag, uid=uid).to_json_dict())
+def _raise_on_own_worklist(tx: sa.Connection, result: StudyResult, settings: Settings) -> None:
+    flag = flag_for(tx, result)
+    worklist.put_reading(tx, reading(flag, ae_title=settings.node.ae_title, at=now()))
     audit.record(
         tx, "flag", study_uid=result.study_uid, revision=result.revision, priority=flag.priority, label=flag.label
     )

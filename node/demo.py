@@ -69,7 +69,7 @@ def run(*, folder: Path, extra: Sequence[Path], out: Console, stop: threading.Ev
         for (case, _), story in zip(sent, stories, strict=True):
             _tell(case, story, settings, out)
         with database.read() as tx:
-            out.print(Text(), tables.worklist(views.worklist(tx)))
+            out.print(Text(), tables.worklist(views.worklist_rows(tx)))
     out.print(Text(f"\nReports (DICOM SR): {settings.archive / 'reports'}\nLog: {home / 'node.log'}"))
     out.print(Text(f"The node has stopped. Start it again: hemonode serve --config {home / 'node.toml'}"))
     out.print(Text(tables.NOT_CLINICAL, style="bold yellow"))

@@ -93,6 +93,46 @@ def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -
             heartbeats.stopped(tx, name=name)
 
 
+def receive(settings: Settings, *, stop: threading.Event) -> None:
+    """The listening part has run until `stop` was set; associations were drained. Raises ``StartError``."""
+    from inference.series import facts
+    from node.query import ups, worklist
+    from node.query.together import together
+    from node.receive import store
+    from node.receive.scp import Scp, receiver_name
+
+    database = open_database(settings)
+    receiver, title = receiver_name(settings), settings.node.ae_title
+    subscribers = [subscriber.ae_title for subscriber in settings.subscribers]
+    services = [
+        store.service(
+            settings=settings, database=database, receiver=receiver, facts=lambda dataset: facts(dataset).to_json()
+        ),
+        together(
+            ups.service(database=database, subscribers=subscribers), worklist.service(database=database, ae_title=title)
+        ),
+    ]
+    scp = Scp(settings=settings, database=database, services=services)
+    scp.start()
+    with alive(database, name="receive", kind="receive", detail=scp.detail()):
+        stop.wait()
+        scp.stop(grace_seconds=DRAIN_SECONDS)
+    database.close()
+
+
+def schedule(settings: Settings, *, stop: threading.Event) -> None:
+    """The scheduling part has run until `stop` was set. Raises ``StartError``."""
+    from node import scheduler
+    from node.query import events
+
+    database = open_database(settings)
+    events.start(database, subscribers=settings.subscribers)
+    with alive(database, name="schedule", kind="schedule", detail={}):
+        scheduler.run(scheduler.ticks(database, settings, stop=stop), stop=stop)
+        events.stop(database, subscribers=settings.subscribers)
+    database.close()
+
+
 def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
     """One worker has run until `stop` was set. Raises ``StartError`` when a model or the device cannot be had."""
     from inference.device import keep_freed_memory

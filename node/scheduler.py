@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 
 import sqlalchemy.exc
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from db import jobs
+from db import jobs, results
+from db.deliveries import Delivery
 from db.engine import Database
-from node.conclude import conclude_parked
-from node.config import Settings
+from db.errors import UnknownStudy
+from db.states import DeliveryKind
+from inference.result import StudyResult
+from node import assemble
+from node.conclude import conclude_parked, flag_for
+from node.config import ARCHIVE, RemoteSection, Settings
+from node.deliver.outbox import Act, Receipt, deliver_due
+from node.deliver.store import file_in_archive, store_report
+from node.flag import channels
+from node.flag.flag import Channel
 from node.log import log
+from node.query import events
+from node.report.filing import file_report
+
+MODEL = "triage"
+"""The key of the jobs: all configured models together read a study."""
 
 REAP_SECONDS = 1.0
 
@@ -27,6 +44,57 @@ class Tick:
     name: str
     seconds: float
     act: Callable[[], object]
+
+
+def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> tuple[Tick, ...]:
+    """Everything the schedule process does, one tick for each thing that may have to wait for a far side."""
+    memory, node, deliver = assemble.Memory(), settings.node, settings.deliver
+    owner = f"{os.uname().nodename}:{os.getpid()}"
+    report_for = file_report(database, archive=settings.archive, settings=settings, version=version("hemonode"))
+
+    def delivery(kind: DeliveryKind, destination: str, act: Act) -> Tick:
+        said = f"{kind}:{destination}"
+        one = partial(
+            deliver_due, database, kind=kind, destination=destination, act=act, policy=deliver,
+            owner=f"{owner}:{said}", stop=stop,
+        )  # fmt: skip
+        return Tick(name=said, seconds=deliver.tick, act=one)
+
+    def notification(subscriber: RemoteSection) -> Tick:
+        one = partial(
+            events.send_due, database, subscriber=subscriber, own_ae_title=node.ae_title,
+            owner=f"{owner}:{subscriber.name}", deliver=deliver,
+        )  # fmt: skip
+        return Tick(name=f"notify:{subscriber.name}", seconds=deliver.tick, act=one)
+
+    def report(remote: RemoteSection) -> Tick:
+        store = partial(store_report, remote=remote, own_ae_title=node.ae_title, timeout=deliver.timeout)
+        return delivery(DeliveryKind.SR, remote.name, store(report_for=report_for))
+
+    assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory)
+    return (
+        Tick(name="assemble", seconds=settings.assemble.tick, act=assembling),
+        Tick(name="reap", seconds=REAP_SECONDS, act=partial(reap, database, settings)),
+        *(delivery(DeliveryKind.FLAG, channel.name, flagging(database, channel)) for channel in channels(settings)),
+        delivery(DeliveryKind.SR, ARCHIVE, file_in_archive(report_for=report_for)),
+        *(report(remote) for remote in deliver.destinations),
+        *(notification(subscriber) for subscriber in settings.subscribers),
+    )
+
+
+def flagging(database: Database, channel: Channel) -> Act:
+    """The delivery of a flag through `channel`: what the stored result says is what the far worklist shows."""
+
+    def act(due: Delivery) -> Receipt:
+        with database.read() as tx:
+            result = results.find(tx, study_uid=due.study_uid, revision=due.revision)
+            if result is None:
+                raise UnknownStudy(f"no result of revision {due.revision} of study {due.study_uid}")
+            flag = flag_for(tx, StudyResult.from_json(result.payload))
+        receipt = channel.send(flag)
+        return Receipt(detail=receipt.detail, confirmed=receipt.confirmed)
+
+    return act
 
 
 def run(ticks: tuple[Tick, ...], *, stop: threading.Event) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from db import associations, audit, deliveries, instances, jobs, parts, results, studies
+from db import associations, audit, deliveries, instances, jobs, parts, results, studies, worklist
+from db.dicom_json import first, items, tag_of
 from db.errors import UnknownStudy
+from db.procedure_step import WorkItem
 from db.schema import now
-from db.states import DeliveryState
+from db.states import DeliveryState, StudyState
 from db.studies import Study
 from node.config import Settings
 
@@ -96,6 +98,40 @@ def timeline(tx: sa.Connection, study: Study) -> list[dict[str, Any]]:
         {"at": _time(at), "seconds": round((at - earlier).total_seconds(), 3), "event": event, **detail}
         for (at, event, detail), earlier in zip(told, before, strict=False)
     ]
+
+
+def worklist_rows(tx: sa.Connection) -> list[dict[str, Any]]:
+    """The reading worklist in reading order: HIGH first, then the longest waiting."""
+    return [_item(item) for item in worklist.in_reading_order(tx, states=worklist.OPEN)]
+
+
+def _item(item: WorkItem) -> dict[str, Any]:
+    said = item.dataset
+    requests = items(said, tag_of("ReferencedRequestSequence"))
+    accession = first(requests[0], tag_of("AccessionNumber")) if requests else None
+    name = first(said, tag_of("PatientName"))
+    return {
+        "priority": item.priority.value,
+        "label": item.label,
+        "state": item.state.value,
+        "patient": name.get("Alphabetic") if isinstance(name, dict) else name,
+        "patient_id": first(said, tag_of("PatientID")),
+        "accession": accession,
+        "since": _time(item.created_at),
+        "study_uid": item.study_uid,
+        "workitem_uid": item.uid,
+    }
+
+
+def requeue(tx: sa.Connection, text: str) -> str:
+    """Abandoned deliveries are due again; a parked study is read again as its next revision. Says what was done."""
+    study_uid = study_uid_like(tx, text) if text else None
+    count = deliveries.requeue(tx, study_uid=study_uid)
+    study = studies.find(tx, study_uid) if study_uid else None
+    if study is None or study.state is not StudyState.FAILED:
+        return f"{count} deliveries are due again"
+    revision = studies.reopen(tx, study.study_uid, reason="requeued by an operator")
+    return f"{count} deliveries are due again; study {study.study_uid} is read again as revision {revision}"
 
 
 def _part(part: parts.Part) -> dict[str, Any]:
