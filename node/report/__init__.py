@@ -1,0 +1,1 @@
+"""The Structured Report: what the node says about a study, as a DICOM object."""
