@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from node.supervisor import CANNOT_START, watch_lifeline
 
 app = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A DICOM node that reads head CT on arrival, flags intracranial haemorrhage and files a Structured Report.",
@@ -42,6 +44,17 @@ def main() -> None:
     except HemonodeError as error:
         err.print(f"hemonode: {error}", style="bold red", markup=False)
         sys.exit(_exit_code(error))
+
+
+def _as_part(run: Callable[[], None]) -> None:
+    """Runs a part of the node; what it dies of, unless the node can name it, is one line of the log."""
+    try:
+        run()
+    except HemonodeError:
+        raise
+    except Exception:  # noqa: BLE001 the process's own boundary
+        log.log().exception("part_failed")
+        sys.exit(FAILED)
 
 
 def _exit_code(error: HemonodeError) -> int:
@@ -78,7 +91,7 @@ def serve(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
     from node import parts
 
     settings = _settings(config_path, part="serve")
-    parts.serve(settings, config=config_path.resolve(), stop=_until_told())
+    _as_part(lambda: parts.serve(settings, config=config_path.resolve(), stop=_until_told()))
 
 
 @app.command()
@@ -86,7 +99,8 @@ def receive(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run only the listening part: storage, verification and worklist services."""
     from node import parts
 
-    parts.receive(_settings(config_path, part="receive"), stop=_until_told())
+    settings = _settings(config_path, part="receive")
+    _as_part(lambda: parts.receive(settings, stop=_until_told()))
 
 
 @app.command()
@@ -94,7 +108,8 @@ def schedule(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run only the scheduling part: assemble, flag, report, deliver."""
     from node import parts
 
-    parts.schedule(_settings(config_path, part="schedule"), stop=_until_told())
+    settings = _settings(config_path, part="schedule")
+    _as_part(lambda: parts.schedule(settings, stop=_until_told()))
 
 
 @app.command()
@@ -105,7 +120,8 @@ def work(
     """Run only one worker: encode slices as they arrive, decide when a study is complete."""
     from node import parts
 
-    parts.work(_settings(config_path, part=f"work-{number}"), number=number, stop=_until_told())
+    settings = _settings(config_path, part=f"work-{number}")
+    _as_part(lambda: parts.work(settings, number=number, stop=_until_told()))
 
 
 @app.command()

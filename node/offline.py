@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from db.schema import now
 from inference.result import Completeness, StudyResult
 from inference.series import Criteria, facts, select
 from inference.study import Stored, StudyReader
-from node import reading
+from node import __version__, reading
 from node.config import Settings
 from node.errors import ConfigError
 from node.report.content import Device, key_slice_uids
@@ -98,7 +97,7 @@ def _completeness(stored: Sequence[Stored], criteria: Criteria) -> Completeness:
 def _report(result: StudyResult, stored: Sequence[Stored], settings: Settings) -> bytes:
     device = Device(
         ae_title=settings.node.ae_title,
-        version=version("hemonode"),
+        version=__version__,
         institution=settings.report.institution,
         department=settings.report.department,
     )

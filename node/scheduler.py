@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 
 import sqlalchemy.exc
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from db.engine import Database
 from db.errors import UnknownStudy
 from db.states import DeliveryKind
 from inference.result import StudyResult
-from node import assemble
+from node import __version__, assemble
 from node.conclude import conclude_parked, flag_for
 from node.config import ARCHIVE, RemoteSection, Settings
 from node.deliver.outbox import Act, Receipt, deliver_due
@@ -50,7 +49,7 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
     """Everything the schedule process does, one tick for each thing that may have to wait for a far side."""
     memory, node, deliver = assemble.Memory(), settings.node, settings.deliver
     owner = f"{os.uname().nodename}:{os.getpid()}"
-    report_for = file_report(database, archive=settings.archive, settings=settings, version=version("hemonode"))
+    report_for = file_report(database, archive=settings.archive, settings=settings, version=__version__)
 
     def delivery(kind: DeliveryKind, destination: str, act: Act) -> Tick:
         said = f"{kind}:{destination}"
