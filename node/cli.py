@@ -30,6 +30,7 @@ app = typer.Typer(
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 StudyArgument = Annotated[str, typer.Argument(help="A Study Instance UID, or its unmistakable beginning or end.")]
+"""`show` and `requeue` take what `studies` prints."""
 DEFAULT_CONFIG = Path("node.toml")
 USAGE, FAILED = 2, 1
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from functools import partial
 from typing import Any, TextIO
 
 import structlog
@@ -16,23 +18,27 @@ def configure(*, level: str = "info", part: str = "", stream: TextIO | None = No
     """
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            partial(_mark, part),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "part", "event"]),
+            structlog.processors.LogfmtRenderer(
+                key_order=["timestamp", "level", "part", "event"], drop_missing=True, bool_as_flag=False
+            ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.clear_contextvars()
-    if part:
-        structlog.contextvars.bind_contextvars(part=part)
     logging.basicConfig(level=logging.ERROR, stream=stream or sys.stderr, force=True, format="%(name)s %(message)s")
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").setLevel(logging.ERROR)
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
+
+
+def _mark(part: str, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The same in every thread of the process."""
+    return {**event, "part": part} if part else event
 
 
 def log() -> Any:

@@ -20,6 +20,9 @@ _COLOURS = {
     "abandoned": "bold yellow",
     "MEDIUM": "default",
 }
+ENDING = 10
+"""Digits of a UID that tell studies apart on a screen."""
+
 _SILENT = {"event", "at", "seconds", "revision"}
 
 
@@ -40,6 +43,16 @@ def cell(value: Any) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.2f}")
     return Text(str(value), style=_COLOURS.get(str(value), ""))
+
+
+def ending(uid: str | None) -> str:
+    """The end of a UID, by which `hemonode show` knows it."""
+    return "–" if uid is None else uid if len(uid) <= ENDING else f"…{uid[-ENDING:]}"
+
+
+def clock(at: str) -> str:
+    """An ISO time as day and time to the second."""
+    return f"{at[5:10]} {at[11:19]}"
 
 
 def status(facts: Mapping[str, Any]) -> RenderableType:
@@ -146,8 +159,10 @@ def studies(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """`hemonode studies` for people."""
     if not rows:
         return Text("no study has been received yet")
+    rows = [row | {"study": ending(row["study_uid"]), "at": clock(row["last_received_at"])} for row in rows]
     columns = {
-        "study_uid": "study",
+        "study": "study",
+        "at": "last image (UTC)",
         "calling_ae": "from",
         "instances": "images",
         "state": "state",
@@ -162,6 +177,7 @@ def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """`hemonode worklist` for people: what to read first stands on top."""
     if not rows:
         return Text("the worklist is empty")
+    rows = [row | {"study": ending(row["study_uid"]), "since": clock(row["since"])} for row in rows]
     columns = {
         "priority": "priority",
         "label": "label",
@@ -170,7 +186,7 @@ def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         "accession": "accession",
         "state": "state",
         "since": "since (UTC)",
-        "study_uid": "study",
+        "study": "study",
     }
     return table(rows, columns, title="reading worklist, first to read on top")
 

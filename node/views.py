@@ -62,6 +62,7 @@ def _row(tx: sa.Connection, study: Study) -> dict[str, Any]:
 
 def study_uid_like(tx: sa.Connection, text: str) -> str:
     """The one study whose UID is `text`, or begins or ends with it. Raises ``UnknownStudy`` for none or several."""
+    text = text.removeprefix("…")
     found = studies.uids_like(tx, text)
     if len(found) == 1 or text in found:
         return text if text in found else found[0]
