@@ -9,7 +9,8 @@ from typing import Self
 import numpy as np
 
 from training.sources.phantom.brain import STRIDE, Brain, Section, open_section, paint_brain
-from training.sources.phantom.haemorrhage import Bleeding, Subarachnoid, draw_bleeding
+from training.sources.phantom.haemorrhage import draw_bleeding
+from training.sources.phantom.lesions import Bleeding, Subarachnoid
 from training.sources.phantom.mimics import Mimics, paint_mimics
 from training.sources.phantom.plane import Box, Plane, refine
 from training.sources.phantom.shapes import Field, Mask, Point, covered

@@ -55,7 +55,7 @@ REAL = Spec(
     clots={
         "intraparenchymal": Clot(mean_hu=54, sd_hu=8, scale=1.25),
         "intraventricular": Clot(mean_hu=47, sd_hu=8, scale=0.9),
-        "subarachnoid": Clot(mean_hu=50, sd_hu=8, scale=0.5),
+        "subarachnoid": Clot(mean_hu=48, sd_hu=8, scale=0.5),
         "subdural": Clot(mean_hu=53, sd_hu=10, scale=0.6),
         "epidural": Clot(mean_hu=55, sd_hu=9, scale=1.75),
     },

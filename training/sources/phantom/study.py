@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from inference.result import SUBTYPES
 from training.sources.phantom.geometry import Cut, draw_cut
@@ -78,7 +80,14 @@ def make_study(*, seed: int, spec: Spec = REAL, subtypes: Sequence[str] | None =
     cut = draw_cut(seed, spec)
     head = Head.draw(seed, spec, subtypes=names, down=cut.down_in_head)
     cut = cut.cover(scale=head.scale, top=head.skull.radii[2] + head.skull.thickness, spec=spec, seed=seed)
-    return _image(seed, spec, head, cut, names)
+    # The products here are small: threads would wait for each other, and sums could differ from machine to machine.
+    with _libraries().limit(limits=1, user_api="blas"):
+        return _image(seed, spec, head, cut, names)
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _drawn_subtypes(seed: int, spec: Spec) -> tuple[str, ...]:
