@@ -66,8 +66,9 @@ def pronounce(look: Look, study: Pending, *, completeness: Completeness, seen: S
 def at_late(look: Look, study: Pending, watched: Watched) -> bool:
     """What came after a study's verdict is dealt with, where that can be done now; whether it was."""
     changed = watched.judged_key != watched.key
+    ended = watched.judged_key[:2] != watched.key[:2]  # its state or revision is another than when it was judged
     settle = look.settings.assemble.settle_time
-    if look.at.steady < (watched.judged_at + settle if changed else watched.until):
+    if not ended and look.at.steady < (watched.judged_at + settle if changed else watched.until):
         return False
     if changed or watched.late is None:
         _judge(look, study, watched)

@@ -72,7 +72,7 @@ def _read_as_it_is(look: Look, study: Pending, watched: Watched) -> bool:
 
 def _failed(look: Look, study: Pending, watched: Watched, error: Exception) -> bool:
     told = f"{type(error).__name__}: {error}"
-    log().exception("assembly_failed", study_uid=study.study_uid, failures=watched.failures + 1)
+    log().error("assembly_failed", study_uid=study.study_uid, error=told, exc_info=watched.failures == 0)
     if watched.failures == 0:
         with look.database.write() as tx:
             audit.record(tx, "assembly_failed", study_uid=study.study_uid, revision=study.revision, error=told)

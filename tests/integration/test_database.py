@@ -289,11 +289,14 @@ def test_a_part_that_starts_again_replaces_the_one_that_died(database: Database)
         assert parts.all_parts(tx) == ()
 
 
-def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
+def test_a_database_of_a_newer_version_is_refused(fresh_database_url: str) -> None:
+    database = Database(fresh_database_url)
+    database.upgrade()
     with database.write() as tx:
         tx.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SchemaMismatch, match="9999"):
         database.upgrade()
+    database.close()
 
 
 def test_a_time_without_a_zone_is_refused(database: Database) -> None:
