@@ -14,6 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from db.errors import DatabaseError
 from node import config, log
 from node.config import RemoteSection, Settings
 from node.errors import ConfigError, HemonodeError, StartError
@@ -42,7 +43,7 @@ def main() -> None:
     """Run a command; every error the node can name becomes one line and an exit code."""
     try:
         app()
-    except HemonodeError as error:
+    except (HemonodeError, DatabaseError) as error:
         err.print(f"hemonode: {error}", style="bold red", markup=False)
         sys.exit(_exit_code(error))
 
@@ -58,7 +59,7 @@ def _as_part(run: Callable[[], None]) -> None:
         sys.exit(FAILED)
 
 
-def _exit_code(error: HemonodeError) -> int:
+def _exit_code(error: Exception) -> int:
     if isinstance(error, StartError):
         return CANNOT_START
     return USAGE if isinstance(error, ConfigError) else FAILED

@@ -159,7 +159,7 @@ def studies(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """`hemonode studies` for people."""
     if not rows:
         return Text("no study has been received yet")
-    rows = [row | {"study": ending(row["study_uid"]), "at": clock(row["last_received_at"])} for row in rows]
+    rows = [{**row, "study": ending(row["study_uid"]), "at": clock(row["last_received_at"])} for row in rows]
     columns = {
         "study": "study",
         "at": "last image (UTC)",
@@ -177,7 +177,7 @@ def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """`hemonode worklist` for people: what to read first stands on top."""
     if not rows:
         return Text("the worklist is empty")
-    rows = [row | {"study": ending(row["study_uid"]), "since": clock(row["since"])} for row in rows]
+    rows = [{**row, "study": ending(row["study_uid"]), "since": clock(row["since"])} for row in rows]
     columns = {
         "priority": "priority",
         "label": "label",
