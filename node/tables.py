@@ -23,7 +23,9 @@ _COLOURS = {
 ENDING = 10
 """Digits of a UID that tell studies apart on a screen."""
 
-_SILENT = {"event", "at", "seconds", "revision"}
+SHORT = 60
+
+_SILENT = {"event", "at", "seconds", "revision", "workitem_uid"}
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, title: str | None = None) -> Table:
@@ -159,7 +161,10 @@ def studies(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """`hemonode studies` for people."""
     if not rows:
         return Text("no study has been received yet")
-    rows = [{**row, "study": ending(row["study_uid"]), "at": clock(row["last_received_at"])} for row in rows]
+    rows = [
+        {**row, "study": ending(row["study_uid"]), "at": clock(row["last_received_at"]), "why": _short(row["reason"])}
+        for row in rows
+    ]
     columns = {
         "study": "study",
         "at": "last image (UTC)",
@@ -168,9 +173,14 @@ def studies(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         "state": "state",
         "revision": "rev",
         "outcome": "outcome",
-        "reason": "reason",
+        "why": "why",
     }
     return table(rows, columns)
+
+
+def _short(reason: str | None) -> str | None:
+    """Enough of a reason for a list; `hemonode show` has the whole of it."""
+    return reason if reason is None or len(reason) <= SHORT else f"{reason[:SHORT].rstrip()}…"
 
 
 def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
