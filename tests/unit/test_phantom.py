@@ -174,7 +174,7 @@ def test_a_subdural_crescent_is_wider_and_flatter_than_an_epidural_lens() -> Non
     flat = {}
     for name in ("subdural", "epidural"):
         shapes = []
-        for study, _, mask in bleeding(name, range(20, 32)):
+        for study, _, mask in bleeding(name, range(20, 28)):
             depth = depth_under_the_bone(study.seed, QUIET, study)
             i = int(mask.sum((1, 2)).argmax())
             thick = np.percentile(depth[i][mask[i]], 95)
@@ -184,7 +184,7 @@ def test_a_subdural_crescent_is_wider_and_flatter_than_an_epidural_lens() -> Non
 
 
 def test_no_bleed_outside_the_brain_crosses_the_midline_but_dural_ones_touch_it() -> None:
-    for study, _, mask in bleeding("subdural", range(20, 32)):
+    for study, _, mask in bleeding("subdural", range(20, 28)):
         assert len(sides(study, mask)) == 1
 
 

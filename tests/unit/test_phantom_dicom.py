@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,10 +20,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from inference.series import Criteria, facts, select
+from inference.volume import order, read_slices
 from training.sources.phantom import (
     EXAM,
     MAKERS,
     REAL,
+    Exam,
     PhantomStudy,
     instances,
     make_study,
@@ -57,6 +60,20 @@ def test_what_a_maker_writes_loads_back_to_the_same_hounsfield_units(
     loaded = np.stack([hounsfield(ds) for ds in files])
     inside = ~outside_circle(study.hu.shape[1:])
     assert np.array_equal(loaded[:, inside], study.hu[:, inside])
+
+
+@pytest.mark.parametrize("key", MAKERS)
+def test_the_node_chooses_the_axial_series_of_every_maker_and_reads_what_was_drawn(key: str, tmp_path: Path) -> None:
+    study = make_study(seed=12, spec=replace(TILTED, slices=26, cut=0.0, child=0.0))
+    paths = write_study(study, tmp_path, maker=MAKERS[key], series=("localizer", "axial", "bone"))
+    by_path = {path: facts(pydicom.dcmread(path, stop_before_pixels=True)) for path in paths}
+    (chosen,) = (choice for choice in select(list(by_path.values()), Criteria()).choices if choice.chosen)
+    assert chosen.series_uid == Exam(study=study, maker=MAKERS[key]).series_uid("axial")
+    pieces = [piece for path in paths if by_path[path].series_uid == chosen.series_uid for piece in read_slices(path)]
+    volume = order(pieces)
+    inside = ~outside_circle(study.hu.shape[1:])
+    assert np.array_equal(volume.stacked()[:, inside], study.hu[:, inside])
+    assert [piece.position for piece in volume.slices] == [tuple(p) for p in study.positions.tolist()]
 
 
 @pytest.mark.parametrize("key", MAKERS)
@@ -183,9 +200,11 @@ def test_an_unknown_kind_of_series_is_refused(study: PhantomStudy) -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed")
 @pytest.mark.parametrize("key", MAKERS)
-def test_dciodvfy_finds_no_error_in_any_series(key: str, study: PhantomStudy, tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error_in_any_series(
+    key: str, study: PhantomStudy, tmp_path: Path, peer: Callable[..., None]
+) -> None:
+    peer("dciodvfy")
     series = EXAM if key == "ge" else ("axial", "bone")
     files = write_study(study, tmp_path, maker=MAKERS[key], series=series)
     first = {path.name[:2]: path for path in reversed(files)}
