@@ -33,6 +33,7 @@ from training.sources.phantom import (
     write_localizer_only_study,
     write_study,
 )
+from training.sources.phantom.__main__ import main
 from training.sources.phantom.dicom import outside_circle
 
 SMALL = replace(REAL, size=96, slices=7, subplanes=1)
@@ -212,3 +213,17 @@ def test_dciodvfy_finds_no_error_in_any_series(
     for path in first.values():
         said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False, timeout=60)
         assert "Error" not in said.stderr, said.stderr
+
+
+def test_the_command_writes_one_folder_for_each_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = "--seed 5 --count 2 --subtype subdural --preset easy --size 64 --slices 3 --maker philips --series axial"
+    assert main([str(tmp_path), *wanted.split()]) == 0
+    assert "phantom-6: 3 files, subdural" in capsys.readouterr().out
+    files = sorted(tmp_path.glob("*/*.dcm"))
+    assert len(files) == 6
+    assert {pydicom.dcmread(path).Manufacturer for path in files} == {"Philips"}
+
+
+def test_the_command_can_ask_for_a_head_without_blood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--subtype", "none", "--size", "64", "--slices", "3"]) == 0
+    assert "no haemorrhage" in capsys.readouterr().out
