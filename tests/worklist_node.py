@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from pynetdicom.events import Event
 from db import worklist
 from db.dicom_json import data_set
 from db.engine import Database
+from db.procedure_step import Answer, WorkItem
 from db.schema import now
+from db.states import WorkItemState
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
 from node.config import RemoteSection
 from node.flag.flag import Flag, flag_of
@@ -32,6 +35,33 @@ OWN = "HEMONODE"
 PUSH, WATCH, PULL, EVENT, QUERY = (f"1.2.840.10008.5.1.4.34.6.{number}" for number in range(1, 6))
 MODALITY_WORKLIST = "1.2.840.10008.5.1.4.31"
 HOST = "127.0.0.1"
+CLAIM = "1.9.1"
+
+
+CODE = data_set(CodeValue="1", CodingSchemeDesignator="99", CodeMeaning="x")
+DONE = data_set(
+    UnifiedProcedureStepPerformedProcedureSequence=data_set(
+        PerformedStationNameCodeSequence=CODE,
+        PerformedProcedureStepStartDateTime="20260714",
+        PerformedWorkitemCodeSequence=CODE,
+        PerformedProcedureStepEndDateTime="20260714",
+        OutputInformationSequence=None,
+    )
+)
+
+
+def claimed(database: Database, item: WorkItem) -> None:
+    with database.write() as tx:
+        reply = worklist.change_state(tx, uid=item.uid, to=WorkItemState.IN_PROGRESS, transaction_uid=CLAIM)
+    assert reply.answer is Answer.DONE
+
+
+def completed(database: Database, item: WorkItem) -> None:
+    claimed(database, item)
+    with database.write() as tx:
+        worklist.update(tx, uid=item.uid, transaction_uid=CLAIM, changes=DONE)
+        reply = worklist.change_state(tx, uid=item.uid, to=WorkItemState.COMPLETED, transaction_uid=CLAIM)
+    assert reply.answer is Answer.DONE
 
 
 def a_header(*, name: str = "Doe^Jane", patient_id: str = "P1", accession: str = "A1") -> dict[str, Any]:
@@ -75,7 +105,7 @@ def a_flag(outcome: Outcome = Outcome.POSITIVE, *, header: dict[str, Any] | None
     return flag_of(a_result(outcome, **result), header=a_header() if header is None else header)
 
 
-def put(database: Database, flag: Flag) -> worklist.WorkItem:
+def put(database: Database, flag: Flag) -> WorkItem:
     with database.write() as tx:
         return worklist.put_reading(tx, reading(flag, ae_title=OWN, at=now()))
 
@@ -127,6 +157,13 @@ def associated(port: int, *syntaxes: str, calling: str = "PACS") -> Iterator[Ass
         yield association
     finally:
         association.release()
+
+
+def a_free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
 
 
 def remote(port: int, *, name: str = "ris", ae_title: str = OWN) -> RemoteSection:

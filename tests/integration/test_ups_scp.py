@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pynetdicom.association import Association
-from worklist_node import PULL, PUSH, QUERY, WATCH, a_flag, a_header, associated, listening, put
+from worklist_node import CLAIM, PULL, PUSH, QUERY, WATCH, a_flag, a_header, associated, listening, put
 
 from db import worklist
 from db.engine import Database
 from db.states import WorkItemState
 from inference.result import Outcome
 
-CLAIM, OTHER_CLAIM = "1.9.1", "1.9.2"
+OTHER_CLAIM = "1.9.2"
 
 
 @pytest.fixture
@@ -102,8 +103,8 @@ def set_attributes(port: int, *, uid: str = "1.5", transaction_uid: str = "", **
 
 def get(port: int, *tags: int, uid: str = "1.5", syntax: str = WATCH) -> tuple[int, Dataset]:
     with associated(port, syntax) as association:
-        status, dataset = association.send_n_get(list(tags), PUSH, uid)
-    return status.Status, dataset
+        status, dataset = association.send_n_get([Tag(tag) for tag in tags], PUSH, uid)
+    return status.Status, dataset or Dataset()
 
 
 def find(port: int, keys: Dataset, *, syntax: str = PULL) -> list[Dataset]:

@@ -86,17 +86,13 @@ def test_names_in_every_script_survive_the_wire() -> None:
 
 
 def test_its_uid_is_the_same_every_time_and_for_nothing_else() -> None:
-    arguments = {"ae_title": "HEMONODE", "study_uid": "1.2", "destination": "ris"}
-    uids = {
-        uid_of(**arguments),
-        uid_of(**arguments | {"ae_title": "OTHER"}),
-        uid_of(**arguments | {"study_uid": "1.3"}),
-        uid_of(**arguments | {"destination": OWN}),
-        uid_of(**arguments, revision=2),
-    }
+    def uid(ae: str = "HEMONODE", study: str = "1.2", to: str = "ris", revision: int | None = None) -> str:
+        return uid_of(ae_title=ae, study_uid=study, destination=to, revision=revision)
+
+    uids = {uid(), uid(ae="OTHER"), uid(study="1.3"), uid(to=OWN), uid(revision=2)}
     assert len(uids) == 5
-    assert uid_of(**arguments) in uids
-    assert all(UID(uid).is_valid and uid.startswith("2.25.") for uid in uids)
+    assert uid() in uids
+    assert all(UID(one).is_valid and one.startswith("2.25.") for one in uids)
 
 
 def test_a_negative_study_asks_for_a_reading_but_does_not_insist() -> None:

@@ -1,0 +1,129 @@
+"""dcmjs-dimse, a DICOM stack of its own, as a client of the node's worklist and as the worklist the node flags on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worklist_node import (
+    CLAIM,
+    HOST,
+    OWN,
+    PULL,
+    PUSH,
+    QUERY,
+    WATCH,
+    a_flag,
+    a_free_port,
+    a_header,
+    listening,
+    put,
+    remote,
+)
+
+from db.engine import Database
+from inference.result import Outcome
+from node.flag.ups import UpsChannel
+
+HERE = Path(__file__).parent
+DCMJS = Path(os.environ.get("HEMONODE_DCMJS", HERE.parents[1] / ".peers" / "node_modules" / "dcmjs-dimse"))
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(autouse=True)
+def _needs_dcmjs(peer: Callable[..., None]) -> None:
+    peer("node", str(DCMJS))
+
+
+def asked(port: int, *steps: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    run = subprocess.run(
+        ["node", HERE / "ups_client.cjs", DCMJS, HOST, str(port), "DCMJS", OWN],
+        input=json.dumps(steps).encode(), capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr.decode()
+    answers: list[list[dict[str, Any]]] = json.loads(run.stdout)
+    return answers
+
+
+def statuses(answers: list[list[dict[str, Any]]]) -> list[int]:
+    return [answer[-1]["status"] for answer in answers]
+
+
+def test_a_foreign_client_finds_claims_and_gives_up_an_item(database: Database) -> None:
+    put(database, a_flag(Outcome.NEGATIVE, study_uid="1.2.1"))
+    item = put(database, a_flag(study_uid="1.2.2", header=a_header(name="Müller^Jörg")))
+    keys = {"SOPInstanceUID": "", "ProcedureStepState": "SCHEDULED", "ProcedureStepLabel": "", "PatientName": ""}
+    claim, other = ({"ProcedureStepState": "IN PROGRESS", "TransactionUID": uid} for uid in (CLAIM, "1.9.2"))
+    comment = {"TransactionUID": CLAIM, "CommentsOnTheScheduledProcedureStep": "being read"}
+    steps = [
+        {"what": "find", "using": QUERY, "attributes": keys},
+        {"what": "act", "using": PULL, "uid": item.uid, "action": 1, "attributes": claim},
+        {"what": "act", "using": PULL, "uid": item.uid, "action": 1, "attributes": other},
+        {"what": "set", "using": PULL, "uid": item.uid, "attributes": comment},
+        {"what": "get", "using": WATCH, "uid": item.uid, "tags": ["ProcedureStepState", "PatientName"]},
+        {
+            "what": "act",
+            "using": PULL,
+            "uid": item.uid,
+            "action": 1,
+            "attributes": claim | {"ProcedureStepState": "CANCELED"},
+        },
+    ]
+    with listening(database) as port:
+        answers = asked(port, *steps)
+    assert statuses(answers) == [0x0000, 0x0000, 0xC301, 0x0000, 0x0000, 0x0000]
+    labels = [found["attributes"]["ProcedureStepLabel"] for found in answers[0][:-1]]
+    assert labels == ["ICH suspected", "No ICH found"]
+    assert answers[4][0]["attributes"]["ProcedureStepState"] == "IN PROGRESS"
+    assert "Müller^Jörg" in json.dumps(answers[4][0]["attributes"], ensure_ascii=False)
+
+
+def test_a_foreign_client_puts_an_item_on_the_list(database: Database) -> None:
+    item = {
+        "ScheduledProcedureStepPriority": "LOW", "ProcedureStepLabel": "Read", "InputReadinessState": "READY",
+        "ScheduledProcedureStepStartDateTime": "20260714100000", "ProcedureStepState": "SCHEDULED",
+    }  # fmt: skip
+    steps = [
+        {"what": "create", "using": PUSH, "uid": "1.5", "attributes": item},
+        {"what": "create", "using": PUSH, "uid": "1.5", "attributes": item},
+        {"what": "create", "using": PUSH, "uid": "1.6", "attributes": item | {"ProcedureStepState": "COMPLETED"}},
+    ]
+    with listening(database) as port:
+        assert statuses(asked(port, *steps)) == [0x0000, 0x0111, 0xC309]
+
+
+@contextmanager
+def foreign_worklist() -> Iterator[int]:
+    port = a_free_port()
+    server = subprocess.Popen(
+        ["node", HERE / "ups_server.cjs", DCMJS, str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert server.stdout is not None
+    assert server.stderr is not None
+    try:
+        assert server.stdout.readline() == b"listening\n", server.stderr.read()
+        yield port
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def test_a_foreign_worklist_is_flagged_and_the_flag_withdrawn(database: Database) -> None:
+    with foreign_worklist() as port:
+        channel = UpsChannel(remote=remote(port), own_ae_title=OWN, timeout=10)
+        raised, again, withdrawn = (
+            channel.send(flag) for flag in (a_flag(), a_flag(), a_flag(Outcome.NEGATIVE, revision=2))
+        )
+    assert raised.confirmed
+    assert "created; SCHEDULED, priority HIGH" in raised.detail
+    assert again.confirmed
+    assert "revised; SCHEDULED, priority HIGH" in again.detail
+    assert withdrawn.confirmed
+    assert "revised; SCHEDULED, priority MEDIUM" in withdrawn.detail
