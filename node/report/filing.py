@@ -94,7 +94,9 @@ def _missing(database: Database, archive: Path, *, study_uid: str, revision: int
 
 
 def _evidence(result: StudyResult, stored: Sequence[Instance]) -> tuple[Instance, ...]:
-    """The key slices; without any, one instance that stands for the study: of the series read, or else the first.
+    """The key slices; without any, one instance that stands for the study: of the series read, or else of any.
+
+    It is the one received first, which no instance that comes later can change.
 
     Raises
     ------
@@ -105,11 +107,10 @@ def _evidence(result: StudyResult, stored: Sequence[Instance]) -> tuple[Instance
     keys = tuple(by_uid[uid] for uid in key_slice_uids(result) if uid in by_uid)
     if keys:
         return keys
-    counted = [i for i in stored if i.revision is not None and i.revision <= result.revision] or list(stored)
-    if not counted:
+    if not stored:
         raise UnknownStudy(f"no instance of study {result.study_uid} is left to report on")
-    read = [i for uid in result.read_series_uids[:1] for i in counted if i.series_uid == uid]
-    return (read[len(read) // 2],) if read else (counted[0],)
+    read = [instance for instance in stored if instance.series_uid in result.read_series_uids[:1]]
+    return ((read or list(stored))[0],)
 
 
 def _file(material: _Material, *, archive: Path, device: Device) -> None:
