@@ -149,12 +149,6 @@ def unconsidered(tx: sa.Connection, study_uid: str) -> tuple[Instance, ...]:
     return tuple(Instance(**dict(row)) for row in tx.execute(query.order_by(instances.c.seq)).mappings())
 
 
-def studies_with_unconsidered(tx: sa.Connection) -> tuple[str, ...]:
-    """The UIDs of all studies that have instances no verdict has counted yet."""
-    query = sa.select(instances.c.study_uid).where(instances.c.revision.is_(None)).distinct()
-    return tuple(tx.execute(query).scalars())
-
-
 def consider(tx: sa.Connection, *, study_uid: str, revision: int) -> int:
     """Every instance not yet counted now belongs to `revision`; returns how many."""
     query = instances.update().where(instances.c.study_uid == study_uid, instances.c.revision.is_(None))

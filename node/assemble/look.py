@@ -78,9 +78,12 @@ def at_late(look: Look, study: Pending, watched: Watched) -> bool:
 
 
 def _is_due(look: Look, watched: Watched) -> bool:
-    """Whether a look could find more than the last: before a study has settled only its quiet time can end it."""
+    """Whether a look could find more than the last: while slices come one after another only the quiet time can.
+
+    New slices are analysed half-way through the settle time, so that the verdict falls at its end without delay.
+    """
     waits, now = look.settings.assemble, look.at.steady
-    if now >= watched.last_at + waits.settle_time:
+    if now >= watched.last_at + waits.settle_time / 2:
         return watched.judged_key != watched.key or now >= watched.until or _has_ended(look, watched.view)
     own = (peer.quiet_time for peer in look.settings.peers if peer.quiet_time is not None)
     soonest = min(waits.limit, waits.quiet_time, *own)

@@ -346,10 +346,10 @@ def test_a_whole_series_does_not_wait_for_a_bone_kernel_that_keeps_coming(site: 
     over = site.associate()
     site.store(series(), over=over)
     bone = series("1.2.5", 240, step=0.625, kernel="H60s")
-    for second in range(30):
+    for second in range(29):
         assert site.wait(1) == 0
         site.store(bone[8 * second : 8 * second + 8], over=over)
-    assert site.wait(2) == 1
+    assert site.wait(1) == 1
     assert site.verdict().complete
 
 
