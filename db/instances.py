@@ -190,8 +190,11 @@ def count_set_aside(tx: sa.Connection) -> int:
     return int(tx.execute(sa.select(sa.func.count()).select_from(set_aside)).scalar_one())
 
 
-def set_aside_digest_known(tx: sa.Connection, *, sop_instance_uid: str, digest: str) -> bool:
-    """Whether this very object was set aside before, so that a sender's retries do not pile up."""
+def set_aside_digest_known(tx: sa.Connection, *, sop_instance_uid: str | None, digest: str) -> bool:
+    """Whether this very object was set aside before, so that a sender's retries do not pile up.
+
+    `sop_instance_uid` is None for an object that came without a UID worth keeping.
+    """
     query = sa.select(set_aside.c.id).where(
         set_aside.c.sop_instance_uid == sop_instance_uid, set_aside.c.digest == digest
     )

@@ -1,0 +1,1 @@
+"""The listening side: associations in, instances durable, everything else refused aloud and set aside."""

@@ -1,0 +1,147 @@
+"""Storage SCP and Verification SCP: from pynetdicom's events to `Intake`, from its answers to DIMSE statuses.
+
+========  =============================================  ==========================================================
+Status    PS3.4 table B.2-1                              here
+========  =============================================  ==========================================================
+0000      Success                                        durable with its row; or it was already (nothing is changed)
+B000      Warning: Coercion of Data Elements             another object has this UID: kept aside, see `intake.Taken`
+A700      Refused: Out of resources                      disk below its watermark, disk or database failing; not kept
+A900      Error: Data Set does not match SOP Class       command, presentation context and data set disagree; kept aside
+C000      Error: Cannot understand                       unreadable, broken off, without UIDs or not UIDs; kept aside
+========  =============================================  ==========================================================
+
+Whatever is not 0000 carries an Error Comment (0000,0902) in plain words and without any value of the data set.
+
+Objects are held in memory while they arrive, one per association, because only so a full disk can be answered with
+A700 rather than by a broken association. The bound of the process is therefore the number of associations times the
+largest object: half a megabyte each for CT slices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom import evt
+from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
+from pynetdicom.presentation import PresentationContext, build_context
+
+from db.engine import Database
+from node.config import Settings
+from node.errors import CannotUnderstand, IntakeError
+from node.log import log
+from node.receive.archive import Archive
+from node.receive.dataset import Facts
+from node.receive.disk import Disk
+from node.receive.intake import KEPT_ASIDE_COMMENT, KEPT_ASIDE_STATUS, Intake, StoreRequest, Taken
+from node.receive.roll import association_id_of, failure, receiver_name
+from node.receive.uids import NATIVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, is_storage_class, preferred_syntaxes
+from node.service import Service
+
+STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
+VERIFICATION = "1.2.840.10008.1.1"
+
+
+def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
+    """Storage and Verification, ready to be listened for; the archive is prepared.
+
+    Parameters
+    ----------
+    settings : Settings
+        Names the archive and the limits of its disk.
+    database : Database
+        Where stored instances are recorded.
+    facts : callable
+        What the index keeps about an instance, see `node.receive.dataset.Facts`.
+    """
+    archive = Archive(root=settings.archive, receiver=receiver_name(settings))
+    archive.prepare()
+    return service_of(Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts))
+
+
+def service_of(intake: Intake) -> Service:
+    """Storage and Verification in front of `intake`.
+
+    The contexts are all that is known by name. Which of them, which private classes and which transfer syntax an
+    association gets is decided when it is requested, from what it proposes.
+    """
+    storage = tuple((uid, TRANSFER_SYNTAXES) for uid in STORAGE_CLASSES)
+    return Service(
+        contexts=((VERIFICATION, NATIVE), *storage),
+        handlers=(
+            (evt.EVT_REQUESTED, _support_what_is_proposed, []),
+            (evt.EVT_SOP_COMMON, _private_classes_are_storage, []),
+            (evt.EVT_C_STORE, _c_store, [intake]),
+        ),
+    )
+
+
+def _support_what_is_proposed(event: Event) -> None:
+    """Every proposed storage class is supported, in transfer syntaxes ordered for this association."""
+    association = event.assoc
+    if association.is_rejected or association.is_aborted:
+        return
+    proposed: dict[str, list[list[str]]] = {}
+    for context in _proposals(event):
+        if is_storage_class(str(context.abstract_syntax)):
+            proposed.setdefault(str(context.abstract_syntax), []).append([str(s) for s in context.transfer_syntax])
+    others = [c for c in association.acceptor.supported_contexts if not is_storage_class(str(c.abstract_syntax))]
+    # A class offered in unknown syntaxes only is kept with one that it lacks, so that the answer is "transfer syntaxes
+    # not supported" (PS3.8 table 9-18) and not "abstract syntax not supported".
+    association.acceptor.supported_contexts = others + [
+        build_context(uid, list(preferred_syntaxes(contexts)) or [ImplicitVRLittleEndian])
+        for uid, contexts in proposed.items()
+    ]
+
+
+def _private_classes_are_storage(event: Event) -> dict[Any, SOPClassCommonExtendedNegotiation]:
+    """For pynetdicom, which classes that it does not know belong to the Storage Service Class (PS3.7 D.3.3.6)."""
+    items = {}
+    for context in _proposals(event):
+        if context.abstract_syntax is not None and is_storage_class(str(context.abstract_syntax)):
+            item = SOPClassCommonExtendedNegotiation()
+            item.sop_class_uid = context.abstract_syntax
+            item.service_class_uid = STORAGE_SERVICE_CLASS
+            items[context.abstract_syntax] = item
+    return items
+
+
+def _proposals(event: Event) -> list[PresentationContext]:
+    request = event.assoc.requestor.primitive
+    return [] if request is None else request.presentation_context_definition_list
+
+
+def _c_store(event: Event, intake: Intake) -> Dataset:
+    """The status of a C-STORE: after everything is durable, and whatever happens."""
+    request: Any = event.request
+    known = {"association_id": association_id_of(event.assoc), "calling_ae": event.assoc.requestor.ae_title}
+    try:
+        taken = intake.take(
+            StoreRequest(
+                abstract_syntax_uid=str(event.context.abstract_syntax),
+                transfer_syntax_uid=str(event.context.transfer_syntax),
+                sop_class_uid=str(request.AffectedSOPClassUID),
+                sop_instance_uid=str(request.AffectedSOPInstanceUID),
+                data=request.DataSet,
+                **known,
+            )
+        )
+    except IntakeError as error:
+        if error.__cause__ is not None or error.status == 0xA700:
+            log().error("not_stored", status=f"0x{error.status:04X}", reason=str(error), **failure(error), **known)
+        return _answer(error.status, str(error))
+    except Exception as error:  # noqa: BLE001 — the association's boundary: the sender gets an answer, we the reason
+        log().error("not_stored", status=f"0x{CannotUnderstand.status:04X}", **failure(error), **known)
+        return _answer(CannotUnderstand.status, "internal error")
+    log().debug("taken", taken=taken.value, sop_instance_uid=str(request.AffectedSOPInstanceUID), **known)
+    return _answer(KEPT_ASIDE_STATUS, KEPT_ASIDE_COMMENT) if taken is Taken.KEPT_ASIDE else _answer(0x0000, "")
+
+
+def _answer(status: int, comment: str) -> Dataset:
+    answer = Dataset()
+    answer.Status = status
+    if comment:
+        answer.ErrorComment = comment[:64]  # LO
+    return answer

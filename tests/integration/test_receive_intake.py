@@ -1,0 +1,218 @@
+"""From request to durable file and row, with a real directory and a real database."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from db import audit, studies
+from db.engine import Database
+from db.states import SetAsideKind
+from node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
+from node.receive.archive import Archive
+from node.receive.disk import Disk
+from node.receive.intake import Intake, StoreRequest, Taken
+from tests.receiving import a_slice, aside, digest_on_disk, encoded, facts, parts_being_written, stored
+
+PLENTY = 10**12
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    archive = Archive(root=tmp_path / "archive", receiver="test:1")
+    archive.prepare()
+    return archive
+
+
+@pytest.fixture
+def intake(archive: Archive, database: Database) -> Intake:
+    return an_intake(archive, database)
+
+
+def an_intake(archive: Archive, database: Database, *, free: int = PLENTY) -> Intake:
+    disk = Disk(path=archive.root, watermark=1000, reserve=0, free=lambda _: free)
+    return Intake(archive=archive, database=database, disk=disk, facts=facts)
+
+
+def a_request(dataset: Dataset, *, data: bytes | None = None, **values: Any) -> StoreRequest:
+    fields: dict[str, Any] = {
+        "association_id": "a1",
+        "calling_ae": "CT1",
+        "abstract_syntax_uid": str(dataset.SOPClassUID),
+        "transfer_syntax_uid": ExplicitVRLittleEndian,
+        "sop_class_uid": str(dataset.SOPClassUID),
+        "sop_instance_uid": str(dataset.SOPInstanceUID),
+        "data": BytesIO(encoded(dataset) if data is None else data),
+    }
+    return StoreRequest(**fields | values)
+
+
+def events(database: Database, name: str) -> list[dict[str, Any]]:
+    with database.read() as tx:
+        return [event.detail for event in audit.latest(tx, limit=100, event=name)]
+
+
+def test_an_instance_taken_has_its_file_its_row_and_its_study(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    assert intake.take(a_request(a_slice(3))) is Taken.STORED
+    (row,) = stored(database)
+    assert digest_on_disk(archive.root, row) == row.digest
+    assert row.size == (archive.root / row.path).stat().st_size
+    assert row.facts == {"rows": 16, "pixels_seen": False}
+    with database.read() as tx:
+        study = studies.find(tx, row.study_uid)
+    assert study is not None
+    assert study.header["00100010"]["Value"] == [{"Alphabetic": "Doe^Jane"}]
+    assert parts_being_written(archive.root) == []
+
+
+def test_the_same_object_again_changes_nothing(intake: Intake, archive: Archive, database: Database) -> None:
+    intake.take(a_request(a_slice()))
+    before = sorted(archive.root.rglob("*.dcm"))
+    assert intake.take(a_request(a_slice(), association_id="a2")) is Taken.KNOWN
+    assert sorted(archive.root.rglob("*.dcm")) == before
+    assert [row.association_id for row in stored(database)] == ["a1"]
+
+
+def test_another_object_under_a_known_uid_is_kept_aside_once_and_shown(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    intake.take(a_request(a_slice()))
+    for _ in range(3):
+        assert intake.take(a_request(a_slice(PatientName="Somebody^Else"))) is Taken.KEPT_ASIDE
+    (row,) = stored(database)
+    assert dcmread(archive.root / row.path).PatientName == "Doe^Jane"
+    (kept,) = aside(database)
+    assert (kept.kind, kept.status) == (SetAsideKind.CONFLICT, 0xB000)
+    assert dcmread(archive.root / kept.path).PatientName == "Somebody^Else"
+    assert digest_on_disk(archive.root, kept) == kept.digest
+    assert len(list((archive.root / "conflicts").iterdir())) == 1
+    assert [detail["kind"] for detail in events(database, "set_aside")] == ["conflict"]
+
+
+def test_an_object_that_is_not_what_its_command_says_is_kept_as_a_mismatch(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    with pytest.raises(DataSetMismatch, match="another SOP Instance UID"):
+        intake.take(a_request(a_slice(1), sop_instance_uid="1.2.3"))
+    other = "1.2.840.10008.5.1.4.1.1.4"
+    with pytest.raises(DataSetMismatch, match="another SOP Class UID"):
+        intake.take(a_request(a_slice(2), sop_class_uid=other, abstract_syntax_uid=other))
+    with pytest.raises(DataSetMismatch, match="presentation context"):
+        intake.take(a_request(a_slice(3), abstract_syntax_uid=other))
+    assert stored(database) == ()
+    assert [(kept.kind, kept.status) for kept in aside(database)] == [(SetAsideKind.MISMATCH, 0xA900)] * 3
+    assert all(digest_on_disk(archive.root, kept) == kept.digest for kept in aside(database))
+
+
+def test_an_unreadable_object_is_kept_once_however_often_it_is_sent(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    for _ in range(3):
+        with pytest.raises(CannotUnderstand, match="breaks off"):
+            intake.take(a_request(a_slice(), data=encoded(a_slice())[:-5]))
+    (kept,) = aside(database)
+    assert (kept.kind, kept.status, kept.sop_instance_uid) == (
+        SetAsideKind.UNREADABLE,
+        0xC000,
+        a_slice().SOPInstanceUID,
+    )
+    assert digest_on_disk(archive.root, kept) == kept.digest
+
+
+@pytest.mark.parametrize("hostile", ["../../etc/passwd", "..", "/etc/passwd", "Doe^Jane", "1.2\0.3"])
+def test_what_is_not_a_uid_never_becomes_a_path_or_a_column(
+    hostile: str, intake: Intake, archive: Archive, database: Database, tmp_path: Path
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    data = encoded(a_slice(SOPInstanceUID="1" * 16)).replace(b"1" * 16, hostile.encode().ljust(16, b"\0")[:16])
+    for _ in range(2):
+        with pytest.raises(CannotUnderstand):
+            intake.take(a_request(a_slice(), sop_instance_uid=hostile, data=data))
+    (kept,) = aside(database)
+    assert kept.sop_instance_uid is None
+    new = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert {path.relative_to(archive.root).as_posix() for path in new if archive.root in path.parents} == {kept.path}
+    assert kept.path == f"quarantine/{kept.digest}.dcm"
+
+
+def test_below_the_watermark_nothing_is_kept_and_the_answer_is_out_of_resources(
+    archive: Archive, database: Database
+) -> None:
+    with pytest.raises(OutOfResources, match="watermark"):
+        an_intake(archive, database, free=999).take(a_request(a_slice()))
+    assert stored(database) == ()
+    assert list(archive.root.rglob("*.dcm")) == []
+
+
+def test_a_disk_that_fails_is_out_of_resources_and_the_next_try_succeeds(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    shutil.rmtree(archive.root / "incoming")
+    with pytest.raises(OutOfResources, match="archive cannot be written"):
+        intake.take(a_request(a_slice()))
+    archive.prepare()
+    assert intake.take(a_request(a_slice())) is Taken.STORED
+
+
+def test_a_database_that_fails_is_out_of_resources_and_the_file_left_behind_is_adopted_by_the_next_try(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    with database.write() as tx:
+        tx.execute(sa.text("ALTER TABLE studies RENAME TO gone"))
+    with pytest.raises(OutOfResources, match="database cannot be written"):
+        intake.take(a_request(a_slice()))
+    orphans = list(archive.root.rglob("*.dcm"))
+    assert len(orphans) == 1
+    with database.write() as tx:
+        tx.execute(sa.text("ALTER TABLE gone RENAME TO studies"))
+    assert intake.take(a_request(a_slice())) is Taken.STORED
+    assert [archive.root / row.path for row in stored(database)] == orphans
+
+
+def test_a_file_that_went_missing_is_restored_when_its_object_comes_again(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    intake.take(a_request(a_slice()))
+    (row,) = stored(database)
+    archive.discard(row.path)
+    assert intake.take(a_request(a_slice())) is Taken.KNOWN
+    assert digest_on_disk(archive.root, row) == row.digest
+
+
+def test_many_objects_under_one_uid_at_once_leave_one_instance_and_the_others_aside(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    names = [f"Name{i}" for i in range(8)] * 2
+    together = threading.Barrier(len(names))
+    taken: list[Taken] = []
+
+    def send(name: str) -> None:
+        request = a_request(a_slice(PatientName=name))
+        together.wait()
+        taken.append(intake.take(request))
+
+    threads = [threading.Thread(target=send, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (row,) = stored(database)
+    kept = aside(database)
+    assert taken.count(Taken.STORED) == 1
+    assert digest_on_disk(archive.root, row) == row.digest
+    assert [digest_on_disk(archive.root, item) for item in kept] == [item.digest for item in kept]
+    assert len({row.digest, *(item.digest for item in kept)}) == 8
+    assert len(kept) == 7
+    assert len(list(archive.root.rglob("*.dcm"))) == 8
+    assert parts_being_written(archive.root) == []
