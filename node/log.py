@@ -8,13 +8,14 @@ from collections.abc import MutableMapping
 from functools import partial
 from typing import Any, TextIO
 
+import pydicom.config
 import structlog
 
 
 def configure(*, level: str = "info", part: str = "", stream: TextIO | None = None) -> None:
     """Every log line of this process goes to `stream` (stderr by default) as one line, marked with `part`.
 
-    pynetdicom's own logger is held at warnings: at debug it prints identifiers, which are patient data.
+    pynetdicom's and pydicom's own messages are held back: they print identifiers and values, which are patient data.
     """
     structlog.configure(
         processors=[
@@ -30,6 +31,8 @@ def configure(*, level: str = "info", part: str = "", stream: TextIO | None = No
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
+    # pydicom prints values that break a rule of their type, birth dates among them.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.basicConfig(level=logging.ERROR, stream=stream or sys.stderr, force=True, format="%(name)s %(message)s")
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").setLevel(logging.ERROR)
