@@ -99,15 +99,13 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
     from node.query import ups, worklist
     from node.query.together import together
     from node.receive import store
-    from node.receive.scp import Scp, receiver_name
+    from node.receive.scp import Scp
 
     database = open_database(settings)
-    receiver, title = receiver_name(settings), settings.node.ae_title
+    title = settings.node.ae_title
     subscribers = [subscriber.ae_title for subscriber in settings.subscribers]
     services = [
-        store.service(
-            settings=settings, database=database, receiver=receiver, facts=lambda dataset: facts(dataset).to_json()
-        ),
+        store.service(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json()),
         together(
             ups.service(database=database, subscribers=subscribers), worklist.service(database=database, ae_title=title)
         ),
