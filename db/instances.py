@@ -193,8 +193,11 @@ def count_set_aside(tx: sa.Connection) -> int:
 def set_aside_digest_known(tx: sa.Connection, *, sop_instance_uid: str | None, digest: str) -> bool:
     """Whether this very object was set aside before, so that a sender's retries do not pile up.
 
+    Until the transaction ends nobody else gets an answer for this digest, so two at once do not both hear no.
     `sop_instance_uid` is None for an object that came without a UID worth keeping.
     """
+    if tx.dialect.name == "postgresql":  # SQLite has one writer at a time
+        tx.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(digest))))
     query = sa.select(set_aside.c.id).where(
         set_aside.c.sop_instance_uid == sop_instance_uid, set_aside.c.digest == digest
     )

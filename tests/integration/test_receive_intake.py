@@ -27,6 +27,11 @@ PLENTY = 10**12
 
 
 @pytest.fixture
+def database(either_database: Database) -> Database:
+    return either_database
+
+
+@pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     archive = Archive(root=tmp_path / "archive", receiver="test:1")
     archive.prepare()
