@@ -1,11 +1,15 @@
-"""Reads and writes single elements of a data set in the DICOM JSON Model (PS3.18 F.2)."""
+"""Data sets in the DICOM JSON Model (PS3.18 F.2): single elements read and written, and the way to the wire."""
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 from typing import Any
 
+from pydicom import Dataset
+from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement, empty_value_for_VR
 
 Attributes = dict[str, Any]
 """A data set: eight hexadecimal digits of the tag → {"vr": …, "Value": [...]}."""
@@ -63,3 +67,42 @@ def items(attributes: Attributes, tag: str) -> list[Attributes]:
 def date_time(at: dt.datetime) -> str:
     """An aware time as a value of VR DT, in UTC with its offset spelled out (PS3.5 table 6.2-1)."""
     return at.astimezone(dt.UTC).strftime("%Y%m%d%H%M%S.%f+0000")
+
+
+def dataset_of(attributes: Attributes) -> Dataset:
+    """The data set as it is sent, its text in UTF-8.
+
+    Values are taken as they are. pydicom's own reading of the model warns of odd ones, and a warning quotes a value
+    that may be a patient's.
+    """
+    dataset = _unchecked(attributes)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    return dataset
+
+
+def _unchecked(attributes: Attributes) -> Dataset:
+    dataset = Dataset()
+    for tag, held in attributes.items():
+        dataset.add(DataElement(int(tag, 16), held["vr"], _plain(held), validation_mode=IGNORE))
+    return dataset
+
+
+def _plain(held: dict[str, Any]) -> Any:
+    vr = held["vr"]
+    if "InlineBinary" in held:
+        return base64.b64decode(held["InlineBinary"])
+    if vr == "SQ":
+        return [_unchecked(item or {}) for item in held.get("Value", [])]
+    plain = [_single(vr, value) for value in held.get("Value", [])]
+    if not any(value not in (None, "") for value in plain):
+        return empty_value_for_VR(vr)
+    return plain[0] if len(plain) == 1 else plain
+
+
+def _single(vr: str, value: Any) -> Any:
+    if vr == "PN" and isinstance(value, dict):
+        groups = [value.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")]
+        return "=".join(groups).rstrip("=")
+    if vr == "AT":
+        return int(value, 16)
+    return "" if value is None else value

@@ -108,12 +108,6 @@ def owed_to(tx: sa.Connection) -> tuple[str, ...]:
     return tuple(tx.execute(query).scalars())
 
 
-def of_item(tx: sa.Connection, workitem_uid: str) -> tuple[Notification, ...]:
-    """Every event report about one item, oldest first."""
-    query = sa.select(notifications).where(notifications.c.workitem_uid == workitem_uid).order_by(notifications.c.id)
-    return tuple(_notification(row) for row in tx.execute(query).mappings())
-
-
 def count_by_state(tx: sa.Connection) -> dict[str, int]:
     """How many event reports are in each state."""
     rows = tx.execute(sa.select(notifications.c.state, sa.func.count()).group_by(notifications.c.state))

@@ -68,6 +68,7 @@ def subscribe_globally(
 
     A subscription to a single item stays as it is. With a deletion lock each newly subscribed item is reported at once.
     """
+    _alone(tx)
     tx.execute(_of(ae_title).where(subscriptions.c.workitem_uid.in_(WELL_KNOWN)))
     uid = GLOBAL if keys is None else FILTERED
     _put(tx, ae_title=ae_title, workitem_uid=uid, deletion_lock=deletion_lock, keys=keys)
@@ -110,6 +111,7 @@ def drop(tx: sa.Connection, *, ae_title: str, reason: str) -> None:
 
 def introduce(tx: sa.Connection, item: WorkItem) -> None:
     """Every global subscriber whom it concerns is subscribed to the new item and told of it (PS3.4 CC.2.5.3)."""
+    _alone(tx)
     query = sa.select(subscriptions).where(subscriptions.c.workitem_uid.in_(WELL_KNOWN))
     for row in tx.execute(query.order_by(subscriptions.c.id)).mappings().all():
         subscription = _subscription(row)
@@ -196,6 +198,12 @@ def locked_uids() -> sa.Select[tuple[str]]:
 def forget(tx: sa.Connection, workitem_uids: Iterable[str]) -> None:
     """Subscriptions to items that no longer exist end."""
     tx.execute(subscriptions.delete().where(subscriptions.c.workitem_uid.in_(list(workitem_uids))))
+
+
+def _alone(tx: sa.Connection) -> None:
+    # A new item and a new global subscription must see each other. SQLite has one writer at a time anyway.
+    if tx.dialect.name == "postgresql":
+        tx.execute(sa.text("SELECT pg_advisory_xact_lock(7236411)"))
 
 
 def _tell(

@@ -200,12 +200,6 @@ def in_reading_order(
     return tuple(WorkItem.of(row) for row in tx.execute(query).mappings())
 
 
-def count_by_state(tx: sa.Connection) -> dict[str, int]:
-    """How many items are in each state."""
-    rows = tx.execute(sa.select(workitems.c.state, sa.func.count()).group_by(workitems.c.state))
-    return {str(state): int(count) for state, count in rows}
-
-
 def forget(tx: sa.Connection, *, before: dt.datetime) -> int:
     """Items that ended before this time leave, with their subscriptions; returns how many.
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from pydicom import Dataset
 
-from db.dicom_json import Attributes, data_set, date_time, part
+from db.dicom_json import Attributes, data_set, dataset_of, date_time, part
 from db.worklist import NewReading
 from node.flag.flag import Flag
 
@@ -47,22 +47,21 @@ def workitem(flag: Flag, *, at: dt.datetime, retrieve_ae_title: str) -> Dataset:
     retrieve_ae_title : str
         Where the reader can retrieve the images.
     """
-    dataset = Dataset.from_json(_attributes(flag, at=at, retrieve_ae_title=retrieve_ae_title))
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    dataset.TransactionUID = ""
-    dataset.ProcedureStepState = "SCHEDULED"
-    dataset.ScheduledProcedureStepPriority = str(flag.priority)
-    return dataset
+    begun = data_set(
+        TransactionUID=None, ProcedureStepState="SCHEDULED", ScheduledProcedureStepPriority=str(flag.priority)
+    )
+    return dataset_of(_attributes(flag, at=at, retrieve_ae_title=retrieve_ae_title) | begun)
 
 
 def changes(flag: Flag, *, priority: str) -> Dataset:
     """The modification list of the N-SET that makes an item that exists say what the flag says."""
-    dataset = Dataset()
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    dataset.ScheduledProcedureStepPriority = priority
-    dataset.ProcedureStepLabel = flag.label
-    dataset.CommentsOnTheScheduledProcedureStep = _comments(flag)
-    return dataset
+    return dataset_of(
+        data_set(
+            ScheduledProcedureStepPriority=str(priority),
+            ProcedureStepLabel=flag.label,
+            CommentsOnTheScheduledProcedureStep=_comments(flag),
+        )
+    )
 
 
 def reading(flag: Flag, *, ae_title: str, at: dt.datetime) -> NewReading:

@@ -11,7 +11,7 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.events import Event
 
-from db.dicom_json import Attributes
+from db.dicom_json import Attributes, dataset_of
 from db.matching import Pairs, matches, projected
 from db.procedure_step import Answer
 from db.worklist import Reply
@@ -31,13 +31,6 @@ def attributes_of(dataset: Dataset) -> Attributes:
     """A received data set in the DICOM JSON Model, its text decoded."""
     found: Attributes = dataset.to_json_dict()
     return {tag: e for tag, e in found.items() if tag != _CHARACTER_SET and not tag.endswith("0000")}
-
-
-def dataset_of(attributes: Attributes) -> Dataset:
-    """A data set to be sent, its text in UTF-8."""
-    dataset = Dataset.from_json(attributes)
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    return dataset
 
 
 def answer(reply: Reply | Answer) -> Dataset | int:

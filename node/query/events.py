@@ -8,13 +8,13 @@ from collections.abc import Collection, Sequence
 from pynetdicom.association import Association
 
 from db import notifications, subscriptions
+from db.dicom_json import dataset_of
 from db.engine import Database
 from db.notifications import Notification
 from db.procedure_step import EVENT, PUSH
 from node.config import DeliverSection, RemoteSection
 from node.errors import DeliveryError, PeerRefused, PeerUnreachable
 from node.log import log
-from node.query.dimse import dataset_of
 from node.scu import associate, checked
 
 

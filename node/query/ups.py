@@ -10,7 +10,7 @@ from pynetdicom import evt
 from pynetdicom.events import Event
 
 from db import subscriptions, worklist
-from db.dicom_json import Attributes, first, values
+from db.dicom_json import Attributes, dataset_of, first, values
 from db.engine import Database
 from db.procedure_step import PRIORITY, PULL, PUSH, QUERY, SOP_CLASS_UID, SOP_INSTANCE_UID, STATE, WATCH, Answer
 from db.states import WorkItemState
@@ -22,7 +22,6 @@ from node.query.dimse import (
     Answered,
     answer,
     attributes_of,
-    dataset_of,
     found,
     guarded,
     size_of,

@@ -29,6 +29,11 @@ refused = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytes
 
 
 @pytest.fixture
+def database(either_database: Database) -> Database:
+    return either_database
+
+
+@pytest.fixture
 def port(database: Database) -> Iterator[int]:
     with listening(database, subscribers=[AE, "OTHER"]) as port:
         yield port

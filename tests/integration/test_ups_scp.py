@@ -315,8 +315,14 @@ def test_an_action_on_nothing_or_of_no_kind_is_refused(port: int, action: int, u
     assert answer.Status == status
 
 
-def test_of_many_simultaneous_claims_exactly_one_succeeds(port: int) -> None:
-    create(port)
+def test_of_many_simultaneous_claims_exactly_one_succeeds(either_database: Database) -> None:
+    with listening(either_database) as port:
+        create(port)
+        answers = claims_at_once(port)
+    assert sorted(answers) == [0x0000, *[0xC301] * 7]
+
+
+def claims_at_once(port: int) -> list[int]:
     ready, answers = threading.Barrier(8), []
 
     def claim(number: int) -> None:
@@ -333,7 +339,7 @@ def test_of_many_simultaneous_claims_exactly_one_succeeds(port: int) -> None:
         claimant.start()
     for claimant in claimants:
         claimant.join(timeout=60)
-    assert sorted(answers) == [0x0000, *[0xC301] * 7]
+    return answers
 
 
 def worklist_keys(**values: Any) -> Dataset:
@@ -351,11 +357,12 @@ def worklist_keys(**values: Any) -> Dataset:
 
 @pytest.mark.parametrize("syntax", [PULL, WATCH, QUERY])
 def test_the_list_is_found_with_the_positive_study_first_then_the_longest_waiting(
-    database: Database, port: int, syntax: str
+    either_database: Database, syntax: str
 ) -> None:
     for number, outcome in enumerate([Outcome.NEGATIVE, Outcome.NOT_ANALYSED, Outcome.POSITIVE, Outcome.POSITIVE]):
-        put(database, a_flag(outcome, study_uid=f"1.2.{number}", reason="no axial series"))
-    labels = [i.ProcedureStepLabel for i in find(port, worklist_keys(), syntax=syntax)]
+        put(either_database, a_flag(outcome, study_uid=f"1.2.{number}", reason="no axial series"))
+    with listening(either_database) as port:
+        labels = [i.ProcedureStepLabel for i in find(port, worklist_keys(), syntax=syntax)]
     assert labels == ["ICH suspected", "ICH suspected", "No ICH found", "Not analysed: no axial series"]
 
 

@@ -62,7 +62,7 @@ def test_a_foreign_client_finds_claims_and_gives_up_an_item(database: Database) 
     keys = {"SOPInstanceUID": "", "ProcedureStepState": "SCHEDULED", "ProcedureStepLabel": "", "PatientName": ""}
     claim, other = ({"ProcedureStepState": "IN PROGRESS", "TransactionUID": uid} for uid in (CLAIM, "1.9.2"))
     comment = {"TransactionUID": CLAIM, "CommentsOnTheScheduledProcedureStep": "being read"}
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"what": "find", "using": QUERY, "attributes": keys},
         {"what": "act", "using": PULL, "uid": item.uid, "action": 1, "attributes": claim},
         {"what": "act", "using": PULL, "uid": item.uid, "action": 1, "attributes": other},
@@ -90,7 +90,7 @@ def test_a_foreign_client_puts_an_item_on_the_list(database: Database) -> None:
         "ScheduledProcedureStepPriority": "LOW", "ProcedureStepLabel": "Read", "InputReadinessState": "READY",
         "ScheduledProcedureStepStartDateTime": "20260714100000", "ProcedureStepState": "SCHEDULED",
     }  # fmt: skip
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"what": "create", "using": PUSH, "uid": "1.5", "attributes": item},
         {"what": "create", "using": PUSH, "uid": "1.5", "attributes": item},
         {"what": "create", "using": PUSH, "uid": "1.6", "attributes": item | {"ProcedureStepState": "COMPLETED"}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import warnings
 from io import BytesIO
 
 import pytest
@@ -11,6 +12,7 @@ from pydicom.uid import UID
 from pynetdicom.dsutils import encode
 from worklist_node import a_flag, a_header, a_result
 
+from db.dicom_json import data_set
 from inference.result import Outcome
 from node.flag.flag import Flag, Reference, flag_of
 from node.flag.workitem import OWN, reading, uid_of, workitem
@@ -83,6 +85,16 @@ def test_names_in_every_script_survive_the_wire() -> None:
     read = dcmread(BytesIO(wire), force=True)
     read.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2")
     assert str(read.PatientName) == "Wang^XiaoDong=王^小東"
+
+
+def test_values_that_break_their_rules_are_sent_as_they_are_and_nothing_quotes_them() -> None:
+    odd = data_set(PatientID="P" * 80, PatientSex="female!", PatientBirthDate="1950-13-77", AccessionNumber="A" * 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        item = made(a_flag(header=a_header(name="A" * 80) | odd))
+        wire = encode(item, is_implicit_vr=False, is_little_endian=True)
+    assert wire is not None
+    assert all(value in wire for value in (b"P" * 80, b"female!", b"1950-13-77", b"A" * 80))
 
 
 def test_its_uid_is_the_same_every_time_and_for_nothing_else() -> None:
