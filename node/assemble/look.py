@@ -135,16 +135,19 @@ def _quiet_time(look: Look, study: Pending, brought: Sequence[Association]) -> f
 
 def _judge(look: Look, study: Pending, watched: Watched) -> None:
     with look.database.read() as tx:
-        stored = instances.of_study(tx, study.study_uid)
+        came = instances.unconsidered(tx, study.study_uid)
+        late = [InstanceFacts.from_json(row.facts) for row in came]
+        # Every report that this node files in its own archive comes by here; it is not held against a whole study.
+        stored = instances.of_study(tx, study.study_uid) if any(facts.has_pixels for facts in late) else ()
         result = results.find(tx, study_uid=study.study_uid, revision=study.revision)
     choices = result.payload.get("series", ()) if result else ()
     watched.late = judge(
         before=[InstanceFacts.from_json(row.facts) for row in stored if row.revision is not None],
-        late=[InstanceFacts.from_json(row.facts) for row in stored if row.revision is None],
+        late=late,
         read=[choice["series_uid"] for choice in choices if choice["chosen"]],
         criteria=look.settings.select,
     )
-    watched.late_uids = tuple(row.sop_instance_uid for row in stored if row.revision is None)
+    watched.late_uids = tuple(row.sop_instance_uid for row in came)
 
 
 def _act(look: Look, study: Pending, watched: Watched) -> bool:

@@ -74,7 +74,7 @@ def _growing(facts: Sequence[InstanceFacts], criteria: Criteria) -> set[str]:
 def _harmless(late: Sequence[InstanceFacts], choices: Sequence[SeriesChoice]) -> str:
     series = {facts.series_uid for facts in late}
     codes = sorted({choice.code for choice in choices if choice.series_uid in series})
-    return f"{_instances(len(late))} that change nothing that was read ({', '.join(codes)})"
+    return f"{_instances(len(late))} came late and changed nothing that was read ({', '.join(codes)})"
 
 
 def _instances(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -10,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from db.engine import Database
@@ -40,8 +40,9 @@ def _unprivileged() -> pwd.struct_passwd | None:
 def postgresql() -> Iterator[str]:
     """The folder of a private PostgreSQL, which holds its socket; it ends with the tests."""
     initdb, pg_ctl = _program("initdb"), _program("pg_ctl")
-    if initdb is None or pg_ctl is None:
-        message = "initdb or pg_ctl missing; `make peers` installs it"
+    driver = importlib.util.find_spec("psycopg")
+    if initdb is None or pg_ctl is None or driver is None:
+        message = "a PostgreSQL server (`make peers` installs it) or its driver psycopg is missing"
         if REQUIRE_PEERS:
             pytest.fail(message, pytrace=False)
         pytest.skip(message)
@@ -74,6 +75,8 @@ def _url(folder: Path | str, name: str) -> str:
 
 
 def _execute(folder: Path | str, *statements: str, database: str = "postgres") -> None:
+    import psycopg  # an optional dependency: only sites with several machines need it
+
     with psycopg.connect(host=str(folder), user="hemonode", dbname=database, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement.encode())

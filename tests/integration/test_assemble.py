@@ -6,8 +6,9 @@ import dataclasses
 import datetime as dt
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,19 @@ class Site:
 @pytest.fixture
 def site(either_database: Database) -> Site:
     return Site(either_database, Settings(assemble=WAITS))
+
+
+@contextmanager
+def asked_of(database: Database) -> Iterator[list[str]]:
+    """The statements that the database is asked while the block runs."""
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        asked.append(statement)
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    yield asked
+    sa.event.remove(database.engine, "before_cursor_execute", note)
 
 
 def series(
@@ -640,15 +654,31 @@ def test_a_tick_asks_the_database_two_things_when_nothing_has_changed(site: Site
             study=f"3.{number}",
         )
     site.wait(3)
-    asked: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        asked.append(statement)
-
-    sa.event.listen(site.database.engine, "before_cursor_execute", note)
-    assert site.wait(1) == 0
-    sa.event.remove(site.database.engine, "before_cursor_execute", note)
+    with asked_of(site.database) as asked:
+        assert site.wait(1) == 0
     assert len([statement for statement in asked if statement.startswith("SELECT")]) == 2
+
+
+def test_slices_are_analysed_while_a_study_settles_so_that_its_verdict_falls_without_delay(site: Site) -> None:
+    site.send(series())
+    with asked_of(site.database) as asked:
+        assert site.wait(1) == 0
+    assert any("instances.facts" in statement for statement in asked)
+    with asked_of(site.database) as asked:
+        assert site.wait(1) == 1
+    assert not any("instances.facts" in statement for statement in asked)
+
+
+def test_a_report_that_is_filed_is_not_held_against_a_whole_study(site: Site) -> None:
+    site.send(series())
+    assert site.wait(2) == 1
+    site.read()
+    site.send([report()])
+    with asked_of(site.database) as asked:
+        assert site.wait(5) == 0
+    loading = [statement for statement in asked if "instances.facts" in statement]
+    assert len(loading) == 1
+    assert "revision IS NULL" in loading[0]
 
 
 def test_a_study_is_pronounced_with_the_criteria_of_the_site(either_database: Database) -> None:

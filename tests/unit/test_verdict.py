@@ -264,7 +264,7 @@ def test_a_series_that_was_read_after_its_betters_failed_the_pixel_check_matters
 
 def test_a_note_says_what_came_by_its_codes() -> None:
     late = judge(before=READ, late=[REPORT, *series("1.5", 2, kernel="H60s")], read=("1.2",), criteria=CRITERIA)
-    assert late.reason.startswith("3 instances that change nothing that was read (")
+    assert late.reason.startswith("3 instances came late and changed nothing that was read (")
     assert "structured_report" in late.reason
 
 
