@@ -97,6 +97,19 @@ def wait_for(condition: Callable[[], T], *, what: str, within: float = 60.0, als
     return result
 
 
+def _stat(pid: int) -> list[str]:
+    """State, parent and more of a process (proc(5)); empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _parent(pid: int) -> int | None:
+    stat = _stat(pid)
+    return int(stat[1]) if stat else None
+
+
 class RunningNode:
     """`hemonode serve` with one configuration."""
 
@@ -132,17 +145,18 @@ class RunningNode:
         self.launch()
 
         def started() -> bool:
+            assert self.running(), f"serve ended\n{self.log}"
             assert "part_died" not in self.log, self.log
             return self.ready()
 
         wait_for(started, what="the node to start", within=START_SECONDS, also=lambda: self.log)
 
     def ready(self) -> bool:
-        """Whether every part of this very `serve` is at work. Raises ``AssertionError`` when `serve` has ended."""
-        assert self._process is not None
-        assert self._process.poll() is None, f"serve ended with {self._process.returncode}\n{self.log}"
-        running = self.processes()
-        alive = {part["name"] for part in self.status()["parts"] if part["pid"] in running}
+        """Whether every part of this very `serve`, and not of one before it, is at work."""
+        if not self.running():
+            return False
+        own = {pid for pid in self.processes() if _parent(pid) == self.pid}
+        alive = {part["name"] for part in self.status()["parts"] if part["pid"] in own}
         return alive == {spec.name for spec in parts.part_specs(self.settings)}
 
     def running(self) -> bool:
@@ -163,15 +177,8 @@ class RunningNode:
 
     def zombies(self) -> list[int]:
         """Children of `serve` that have ended and were not waited for."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            except OSError:
-                continue
-            if state == "Z" and int(parent) == self.pid:
-                found.append(int(path.parent.name))
-        return found
+        everybody = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+        return [pid for pid in everybody if _parent(pid) == self.pid and _stat(pid)[0] == "Z"]
 
     def kill(self, part: str) -> int:
         """How many processes running `part` have been killed with SIGKILL."""
