@@ -35,7 +35,8 @@ StudyArgument = Annotated[str, typer.Argument(help="A Study Instance UID, or its
 DEFAULT_CONFIG = Path("node.toml")
 USAGE, FAILED = 2, 1
 
-out = Console(highlight=False, soft_wrap=False)
+# Where no terminal says how wide it is, tables are as wide as a log viewer or a pager shows them.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False)
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     try:
         app()
     except (HemonodeError, DatabaseError) as error:
-        err.print(f"hemonode: {error}", style="bold red", markup=False)
+        err.print(f"hemonode: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(_exit_code(error))
 
 
