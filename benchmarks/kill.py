@@ -61,7 +61,15 @@ class Counts:
     @property
     def faults(self) -> dict[str, int]:
         """What should be zero and is not."""
-        names = ("missing", "altered", "without_report", "without_flag", "duplicate_reports", "duplicate_flags", "stuck")
+        names = (
+            "missing",
+            "altered",
+            "without_report",
+            "without_flag",
+            "duplicate_reports",
+            "duplicate_flags",
+            "stuck",
+        )
         return {name: value for name, value in asdict(self).items() if name in names and value}
 
 
@@ -88,7 +96,7 @@ def run(
     AssertionError
         The node did not come up again.
     """
-    rng = random.Random(seed)  # noqa: S311 moments, not secrets
+    rng = random.Random(seed)
     counts = Counts()
     for _, victim in zip(range(rounds), victims(rng), strict=False):
         if time.monotonic() > until:
@@ -98,9 +106,7 @@ def run(
     return counts
 
 
-def _round(
-    node: RunningNode, far: FarSide, exams: Exams, victim: str, rng: random.Random, counts: Counts
-) -> None:
+def _round(node: RunningNode, far: FarSide, exams: Exams, victim: str, rng: random.Random, counts: Counts) -> None:
     sent = [exams.new() for _ in range(SCANNERS)]
     scanners = [Scanner(port=node.port, ae_title=f"CT{number}") for number, _ in enumerate(sent)]
     threads = [
@@ -242,7 +248,9 @@ def main() -> int:
                 rounds=arguments.rounds,
                 seed=arguments.seed,
                 until=began + 60 * arguments.minutes,
-                told=lambda c: out.print(f"round {c.rounds}: {c.acknowledged} acknowledged, faults {c.faults or 'none'}"),
+                told=lambda c: out.print(
+                    f"round {c.rounds}: {c.acknowledged} acknowledged, faults {c.faults or 'none'}"
+                ),
             )
         finally:
             node.close()

@@ -118,9 +118,7 @@ def test_localizers_alone_are_not_analysed_flagged_medium_and_reported(
     assert revisions_reported(far_side, localizers) == 1
 
 
-def test_the_worklist_has_high_first_whatever_came_first(
-    node: RunningNode, localizers: Exam, whole: Exam
-) -> None:
+def test_the_worklist_has_high_first_whatever_came_first(node: RunningNode, localizers: Exam, whole: Exam) -> None:
     rows = node.json("worklist")
     order = [row["study_uid"] for row in rows]
     assert order.index(whole.study_uid) < order.index(localizers.study_uid)
