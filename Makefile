@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := dcmtk orthanc dicom3tools libpixelmed-java default-jre-headless postgresql
+DCMJS := dcmjs-dimse@0.3.3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test format bench peers clean
@@ -34,11 +35,14 @@ bench: $(VENV)/.installed ## last slice → flag, with and without early encodin
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.kill
 
-peers: ## install the system programs the tests talk to (Debian, Ubuntu; asks for root)
-	@command -v apt-get >/dev/null || { echo 'make peers knows apt-get only; install by hand: $(PEERS)'; exit 1; }
+peers: ## install the programs the tests talk to (Debian, Ubuntu; asks for root)
+	@command -v apt-get >/dev/null || { echo 'make peers knows apt-get only; install by hand: $(PEERS) $(DCMJS)'; exit 1; }
 	@if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
+	  npm=$$(command -v npm >/dev/null || echo nodejs npm); \
 	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
-	  apt-get install --yes --no-install-recommends -qq $(PEERS) >/dev/null && echo 'peers installed: $(PEERS)'
+	  apt-get install --yes --no-install-recommends -qq $(PEERS) $$npm >/dev/null
+	@npm install --prefix .peers --silent --no-audit --no-fund --ignore-scripts $(DCMJS)
+	@echo 'peers installed: $(PEERS) $(DCMJS)'
 
 clean: ## remove the virtual environment and what the demo left
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .peers demo

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
-from worklist_node import CLAIM, MODALITY_WORKLIST, a_flag, a_header, associated, listening, put
+from tests.worklist_node import CLAIM, MODALITY_WORKLIST, a_flag, a_header, associated, listening, put
 
 from db import worklist
 from db.engine import Database

@@ -11,7 +11,7 @@ from pydicom import Dataset
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.events import Event
-from worklist_node import CLAIM, PULL, PUSH, WATCH, a_flag, a_free_port, a_header, completed, listening, remote, serving
+from tests.worklist_node import CLAIM, PULL, PUSH, WATCH, a_flag, a_free_port, a_header, completed, listening, remote, serving
 
 from db import worklist
 from db.dicom_json import first

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
-from worklist_node import CLAIM, PUSH, WATCH, Told, a_flag, a_free_port, associated, listening, put, remote, subscriber
+from tests.worklist_node import CLAIM, PUSH, WATCH, Told, a_flag, a_free_port, associated, listening, put, remote, subscriber
 
 from db import audit, notifications, subscriptions, worklist
 from db.engine import Database

@@ -6,7 +6,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from worklist_node import CLAIM, CODE, DONE, a_flag, claimed, completed, put
+from tests.worklist_node import CLAIM, CODE, DONE, a_flag, claimed, completed, put
 
 from db import audit, notifications, subscriptions, worklist
 from db.dicom_json import data_set, first

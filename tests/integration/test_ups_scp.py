@@ -11,7 +11,7 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pynetdicom.association import Association
-from worklist_node import CLAIM, PULL, PUSH, QUERY, WATCH, a_flag, a_header, associated, listening, put
+from tests.worklist_node import CLAIM, PULL, PUSH, QUERY, WATCH, a_flag, a_header, associated, listening, put
 
 from db import worklist
 from db.engine import Database

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worklist_node import (
+from tests.worklist_node import (
     CLAIM,
     HOST,
     OWN,

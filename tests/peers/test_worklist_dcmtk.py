@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from worklist_node import OWN, a_flag, a_header, listening, put
+from tests.worklist_node import OWN, a_flag, a_header, listening, put
 
 from db.engine import Database
 from inference.result import Outcome

@@ -10,7 +10,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 from pynetdicom.dsutils import encode
-from worklist_node import a_flag, a_header, a_result
+from tests.worklist_node import a_flag, a_header, a_result
 
 from db.dicom_json import data_set
 from inference.result import Outcome
