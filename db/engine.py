@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from alembic.script import ScriptDirectory
 from db.errors import SchemaMismatch
 
 MIGRATIONS = Path(__file__).with_name("migrations")
+BUSY_SECONDS = 30
+"""How long a writer waits for SQLite's one write lock."""
 
 
 class Database:
@@ -30,6 +33,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _sqlite(url) if url.startswith("sqlite") else sa.create_engine(url, pool_pre_ping=True)
+        self._writer = threading.Lock() if self.engine.dialect.name == "sqlite" else None
         # PostgreSQL's own default shows each statement a newer state; SQLite's deferred BEGIN holds one by itself.
         self._reading: dict[str, Any] = (
             {"hemonode_read": True}
@@ -40,7 +44,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that is durable once the block is left, and never was when the block raises."""
-        with self.engine.begin() as connection:
+        with self._turn(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -48,6 +52,17 @@ class Database:
         """A consistent view that takes no write lock."""
         with self.engine.connect().execution_options(**self._reading) as connection, connection.begin():
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # SQLite has one writer at a time, and who waits polls with growing pauses: one thread of eight waited through
+        # a thousand writes of the others, near the time-out. Threads of one process therefore queue before they ask.
+        taken = self._writer is not None and self._writer.acquire(timeout=BUSY_SECONDS)
+        try:
+            yield
+        finally:
+            if taken and self._writer is not None:
+                self._writer.release()
 
     def close(self) -> None:
         """Release every pooled connection."""
@@ -81,7 +96,7 @@ def _alembic(url: str) -> Config:
 
 
 def _sqlite(url: str) -> sa.Engine:
-    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
@@ -90,7 +105,7 @@ def _sqlite(url: str) -> sa.Engine:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")  # a commit survives power loss
-        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")
