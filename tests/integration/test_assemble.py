@@ -613,6 +613,9 @@ def test_one_bad_study_stops_no_other_and_is_read_as_it_is_after_the_limit(site:
     assert site.wait(2) == 1
     assert site.study().state is StudyState.COMPLETE
     assert site.told("6.6.6") == ["first_instance", "assembly_failed"]
+    with asked_of(site.database) as asked:
+        site.wait(0.1)
+    assert not any("instances.facts" in statement for statement in asked)  # it is tried again, but not at every tick
     waited = 0
     while site.study("6.6.6").state is StudyState.RECEIVING:
         assert waited < 700

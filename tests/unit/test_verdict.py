@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -240,6 +241,7 @@ LOCALIZER = series("1.1", 2, kind="LOCALIZER")
         ([REPORT], READ, True),
         (READ[:4], READ[4:5], True),
         (READ[:4], [REPORT], False),
+        (READ, [dataclasses.replace(REPORT, series_uid="1.2")], False),
     ],
     ids=[
         "a slice of what was read", "our report comes back", "a bone kernel", "a thin series that ranks lower",
@@ -247,6 +249,7 @@ LOCALIZER = series("1.1", 2, kind="LOCALIZER")
         "first slice where there was nothing", "a scan where there was nothing", "localizer again",
         "report where there was nothing", "bone kernel where there was nothing", "a scan after a report",
         "one more of too few", "report where there were too few",
+        "report that bears the series' own UID",
     ],
 )  # fmt: skip
 def test_late_instances_change_what_is_read_or_do_not(
