@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
-from tests.worklist_node import CLAIM, MODALITY_WORKLIST, a_flag, a_header, associated, listening, put
 
 from db import worklist
 from db.engine import Database
 from db.schema import now
 from db.states import WorkItemState
 from inference.result import Outcome
+from tests.worklist_node import CLAIM, MODALITY_WORKLIST, a_flag, a_header, associated, listening, put
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pydicom import Dataset
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.events import Event
-from tests.worklist_node import CLAIM, PULL, PUSH, WATCH, a_flag, a_free_port, a_header, completed, listening, remote, serving
 
 from db import worklist
 from db.dicom_json import first
@@ -23,6 +22,19 @@ from node.errors import DeliveryError, PeerRefused, PeerUnreachable
 from node.flag.flag import Flag, Receipt
 from node.flag.ups import UpsChannel
 from node.flag.workitem import uid_of
+from tests.worklist_node import (
+    CLAIM,
+    PULL,
+    PUSH,
+    WATCH,
+    a_flag,
+    a_free_port,
+    a_header,
+    completed,
+    listening,
+    remote,
+    serving,
+)
 
 POSITIVE, NEGATIVE = Outcome.POSITIVE, Outcome.NEGATIVE
 FIRST = uid_of(ae_title="HEMO2", study_uid="1.2.3", destination="ris")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
-from tests.worklist_node import CLAIM, PUSH, WATCH, Told, a_flag, a_free_port, associated, listening, put, remote, subscriber
 
 from db import audit, notifications, subscriptions, worklist
 from db.engine import Database
@@ -18,6 +17,19 @@ from db.subscriptions import FILTERED, GLOBAL
 from inference.result import Outcome
 from node.config import DeliverSection
 from node.query import events
+from tests.worklist_node import (
+    CLAIM,
+    PUSH,
+    WATCH,
+    Told,
+    a_flag,
+    a_free_port,
+    associated,
+    listening,
+    put,
+    remote,
+    subscriber,
+)
 
 AE = "WATCHER"
 SOON = DeliverSection(first_retry=0.000001, longest_retry=0.000001, attempts=3, timeout=5)

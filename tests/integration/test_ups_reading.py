@@ -6,7 +6,6 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from tests.worklist_node import CLAIM, CODE, DONE, a_flag, claimed, completed, put
 
 from db import audit, notifications, subscriptions, worklist
 from db.dicom_json import data_set, first
@@ -16,6 +15,7 @@ from db.schema import now
 from db.states import Priority
 from inference.result import Outcome
 from node.flag.workitem import reading
+from tests.worklist_node import CLAIM, CODE, DONE, a_flag, claimed, completed, put
 
 POSITIVE, NEGATIVE = Outcome.POSITIVE, Outcome.NEGATIVE
 

@@ -11,12 +11,12 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pynetdicom.association import Association
-from tests.worklist_node import CLAIM, PULL, PUSH, QUERY, WATCH, a_flag, a_header, associated, listening, put
 
 from db import worklist
 from db.engine import Database
 from db.states import WorkItemState
 from inference.result import Outcome
+from tests.worklist_node import CLAIM, PULL, PUSH, QUERY, WATCH, a_flag, a_header, associated, listening, put
 
 OTHER_CLAIM = "1.9.2"
 

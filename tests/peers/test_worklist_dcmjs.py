@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from db.engine import Database
+from inference.result import Outcome
+from node.flag.ups import UpsChannel
 from tests.worklist_node import (
     CLAIM,
     HOST,
@@ -26,10 +30,6 @@ from tests.worklist_node import (
     put,
     remote,
 )
-
-from db.engine import Database
-from inference.result import Outcome
-from node.flag.ups import UpsChannel
 
 HERE = Path(__file__).parent
 DCMJS = Path(os.environ.get("HEMONODE_DCMJS", HERE.parents[1] / ".peers" / "node_modules" / "dcmjs-dimse"))

@@ -7,10 +7,10 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from tests.worklist_node import OWN, a_flag, a_header, listening, put
 
 from db.engine import Database
 from inference.result import Outcome
+from tests.worklist_node import OWN, a_flag, a_header, listening, put
 
 pytestmark = pytest.mark.peer
 

@@ -10,7 +10,6 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID
 from pynetdicom.dsutils import encode
-from tests.worklist_node import a_flag, a_header, a_result
 
 from db.dicom_json import data_set
 from inference.result import Outcome
@@ -18,6 +17,7 @@ from node.flag.flag import Flag, Reference, flag_of
 from node.flag.workitem import OWN, reading, uid_of, workitem
 from node.query.attributes import TYPE_1, TYPE_2, refusal_to_create
 from node.query.dimse import attributes_of
+from tests.worklist_node import a_flag, a_header, a_result
 
 AT = dt.datetime(2026, 7, 14, 10, 15, 30, tzinfo=dt.UTC)
 
