@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from db.schema import metadata
 
 REQUIRE_PEERS = os.environ.get("HEMONODE_REQUIRE_PEERS") == "1"
 OPTIONS = "-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c max_connections=200"
+GUARD = 'cat; "$0" -D "$1/data" -w -m immediate stop; rm -r "$1"'
 SHARED = "hemonode"
 """The database that is emptied for each test: making a new one takes a hundred times as long."""
 
@@ -51,23 +53,27 @@ def postgresql() -> Iterator[str]:
     if user is not None:
         os.chown(folder, user.pw_uid, user.pw_gid)
 
-    def run(*command: str) -> None:
-        who = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=120, **who)  # type: ignore[call-overload]
-
-    data = str(folder / "data")
-    run(initdb, "-D", data, "-U", "hemonode", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
-    log = str(folder / "log")
-    run(pg_ctl, "-D", data, "-w", "-t", "60", "-l", log, "-o", OPTIONS.format(folder=folder), "start")
+    who: dict[str, Any] = {"cwd": "/", "stdout": subprocess.DEVNULL}
+    if user is not None:
+        who |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    data, options = str(folder / "data"), OPTIONS.format(folder=folder)
+    make = [initdb, "-D", data, "-U", "hemonode", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
+    start = [pg_ctl, "-D", data, "-w", "-t", "60", "-l", str(folder / "log"), "-o", options, "start"]
+    # The guard ends the server when its input closes: also when the tests were killed.
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, pg_ctl, str(folder)], stdin=subprocess.PIPE, start_new_session=True, **who
+    )
     try:
+        subprocess.run(make, check=True, timeout=120, **who)
+        subprocess.run(start, check=True, timeout=120, **who)
         _execute(folder, f"CREATE DATABASE {SHARED}")
         shared = Database(_url(folder, SHARED))
         shared.upgrade()
         shared.close()
         yield str(folder)
     finally:
-        run(pg_ctl, "-D", data, "-w", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+        guard.communicate(timeout=120)
+    assert not folder.exists()
 
 
 def _url(folder: Path | str, name: str) -> str:
