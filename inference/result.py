@@ -34,7 +34,7 @@ class Json:
     @classmethod
     def from_json(cls, data: typing.Mapping[str, Any]) -> Self:
         """The value that `to_json` wrote. Unknown keys raise ``TypeError``; missing ones take their default."""
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]  # every class is hashable
         unknown = set(data) - set(hints)
         if unknown:
             raise TypeError(f"{cls.__name__} has no field {sorted(unknown)}")
