@@ -131,12 +131,16 @@ def work(
 def demo(
     dicom: Annotated[list[Path] | None, typer.Option(help="Also send these files or folders.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the demonstration keeps its data.")] = Path("demo"),
+    as_json: JsonOption = False,
 ) -> None:
     """Start a node, send it three phantom studies (and your own), and show what happened to each."""
     from node import demo as demonstration
 
     log.configure(level="warning", part="demo")
-    demonstration.run(folder=folder.resolve(), extra=tuple(dicom or ()), out=out, stop=_until_told())
+    told = err if as_json else out
+    stories = demonstration.run(folder=folder.resolve(), extra=tuple(dicom or ()), out=told, stop=_until_told())
+    if as_json:
+        _print(stories, "", as_json=True)
 
 
 @app.command()
@@ -175,13 +179,15 @@ def echo(
     config_path: ConfigOption = DEFAULT_CONFIG,
     to: Annotated[str, typer.Option(help="AET@host:port; this node when left out.")] = "",
     calling: Annotated[str, typer.Option(help="The calling AE title.")] = "HEMONODE-ECHO",
+    as_json: JsonOption = False,
 ) -> None:
     """Ask an application entity whether it answers (C-ECHO)."""
     from node import sender
 
     remote = _remote(to, config_path)
     sender.echo(remote, own_ae_title=calling, timeout=10)
-    out.print(f"{remote.ae_title} at {remote.address}:{remote.port} answers")
+    facts = {"ae_title": remote.ae_title, "address": remote.address, "port": remote.port, "answers": True}
+    _print(facts, f"{remote.ae_title} at {remote.address}:{remote.port} answers", as_json=as_json)
 
 
 @app.command()
@@ -233,15 +239,16 @@ def worklist(config_path: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = F
 def requeue(
     study: Annotated[str, typer.Argument(help="A Study Instance UID; every abandoned delivery when left out.")] = "",
     config_path: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
 ) -> None:
     """Try abandoned deliveries again; a parked (failed) study is read again as its next revision."""
-    from node import parts, views
+    from node import parts, tables, views
 
     database = parts.open_database(config.load(config_path))
     with database.write() as tx:
-        told = views.requeue(tx, study)
+        facts = views.requeue(tx, study)
     database.close()
-    out.print(told)
+    _print(facts, tables.requeued(facts), as_json=as_json)
 
 
 @app.command()

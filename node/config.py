@@ -105,7 +105,7 @@ def _known_criteria(value: Any) -> Any:
 class ModelSection(Section):
     """[read.models.NAME]: weights, and whether this model may raise the flag. `weights` names a directory.
 
-    A bare name such as "demo-radnet" means the demonstration weights that travel with Hemonode.
+    A path has a slash in it; a bare name such as "demo-radnet" means weights that travel with Hemonode.
     """
 
     weights: str
@@ -239,8 +239,18 @@ def load(path: Path) -> Settings:
         settings = Settings.model_validate(data)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
-    node = settings.node.model_copy(update={"data": (path.parent / settings.node.data).resolve()})
-    return settings.model_copy(update={"node": node})
+    return _resolved(settings, path.parent)
+
+
+def _resolved(settings: Settings, folder: Path) -> Settings:
+    node = settings.node.model_copy(update={"data": (folder / settings.node.data).resolve()})
+    models = {
+        # A bare name may be that of packaged weights; whoever loads them decides.
+        name: model if "/" not in model.weights else model.model_copy(update={"weights": str(folder / model.weights)})
+        for name, model in settings.read.models.items()
+    }
+    read = settings.read.model_copy(update={"models": models})
+    return settings.model_copy(update={"node": node, "read": read})
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -18,9 +18,8 @@ PACKAGED = Path(inference.__file__).parent / "weights"
 
 
 def directory_of(weights: str) -> Path:
-    """The directory that a model section's `weights` names: packaged, or the site's own."""
-    packaged = PACKAGED / weights
-    return packaged if Path(weights).name == weights and packaged.is_dir() else Path(weights)
+    """The directory that a model section's `weights` names: the site's own, or for a bare name the packaged one."""
+    return Path(weights) if "/" in weights else PACKAGED / weights
 
 
 def engine_of(settings: Settings, *, device: str | None = None) -> Engine:

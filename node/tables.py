@@ -201,6 +201,14 @@ def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     return table(rows, columns, title="reading worklist, first to read on top")
 
 
+def requeued(facts: Mapping[str, Any]) -> Text:
+    """`hemonode requeue` for people."""
+    said = f"{facts['deliveries']} deliveries are due again"
+    if facts["revision"] is not None:
+        said += f"; study {facts['study_uid']} is read again as revision {facts['revision']}"
+    return Text(said)
+
+
 def offline(result: Mapping[str, Any]) -> RenderableType:
     """`hemonode infer` for people."""
     return Group(Text(f"study {result['study_uid']}", style="bold"), *_result(result))

@@ -124,15 +124,15 @@ def _item(item: WorkItem) -> dict[str, Any]:
     }
 
 
-def requeue(tx: sa.Connection, text: str) -> str:
+def requeue(tx: sa.Connection, text: str) -> dict[str, Any]:
     """Abandoned deliveries are due again; a parked study is read again as its next revision. Says what was done."""
     study_uid = study_uid_like(tx, text) if text else None
     count = deliveries.requeue(tx, study_uid=study_uid)
     study = studies.find(tx, study_uid) if study_uid else None
-    if study is None or study.state is not StudyState.FAILED:
-        return f"{count} deliveries are due again"
-    revision = studies.reopen(tx, study.study_uid, reason="requeued by an operator")
-    return f"{count} deliveries are due again; study {study.study_uid} is read again as revision {revision}"
+    revision = None
+    if study is not None and study.state is StudyState.FAILED:
+        revision = studies.reopen(tx, study.study_uid, reason="requeued by an operator")
+    return {"study_uid": study_uid, "deliveries": count, "revision": revision}
 
 
 def _part(part: parts.Part) -> dict[str, Any]:

@@ -38,6 +38,13 @@ def test_relative_paths_count_from_the_file(tmp_path: Path) -> None:
     assert load(written(tmp_path, "[node]\ndata = 'd'")).node.data == (tmp_path / "d").resolve()
 
 
+def test_a_site_names_the_directory_of_its_own_weights(tmp_path: Path) -> None:
+    text = "[read.models.ours]\nweights = 'weights/ours'\n[read.models.demo]\nweights = 'demo-radnet'"
+    models = load(written(tmp_path, text)).read.models
+    assert models["ours"].weights == str(tmp_path / "weights/ours")
+    assert models["demo"].weights == "demo-radnet"
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
