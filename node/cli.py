@@ -242,11 +242,11 @@ def requeue(
     as_json: JsonOption = False,
 ) -> None:
     """Try abandoned deliveries again; a parked (failed) study is read again as its next revision."""
-    from node import parts, tables, views
+    from node import operate, parts, tables
 
     database = parts.open_database(config.load(config_path))
     with database.write() as tx:
-        facts = views.requeue(tx, study)
+        facts = operate.requeue(tx, study)
     database.close()
     _print(facts, tables.requeued(facts), as_json=as_json)
 

@@ -13,7 +13,7 @@ from db.dicom_json import first, items, tag_of
 from db.errors import UnknownStudy
 from db.procedure_step import WorkItem
 from db.schema import now
-from db.states import DeliveryState, StudyState
+from db.states import DeliveryState
 from db.studies import Study
 from node.config import Settings
 
@@ -122,17 +122,6 @@ def _item(item: WorkItem) -> dict[str, Any]:
         "study_uid": item.study_uid,
         "workitem_uid": item.uid,
     }
-
-
-def requeue(tx: sa.Connection, text: str) -> dict[str, Any]:
-    """Abandoned deliveries are due again; a parked study is read again as its next revision. Says what was done."""
-    study_uid = study_uid_like(tx, text) if text else None
-    count = deliveries.requeue(tx, study_uid=study_uid)
-    study = studies.find(tx, study_uid) if study_uid else None
-    revision = None
-    if study is not None and study.state is StudyState.FAILED:
-        revision = studies.reopen(tx, study.study_uid, reason="requeued by an operator")
-    return {"study_uid": study_uid, "deliveries": count, "revision": revision}
 
 
 def _part(part: parts.Part) -> dict[str, Any]:
