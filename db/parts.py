@@ -33,15 +33,19 @@ def started(tx: sa.Connection, *, name: str, kind: str, pid: int, detail: dict[s
     tx.execute(query.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
-def beat(tx: sa.Connection, *, name: str, detail: dict[str, Any] | None = None) -> None:
-    """The part was alive just now."""
+def beat(tx: sa.Connection, *, name: str, pid: int, detail: dict[str, Any] | None = None) -> None:
+    """The part was alive just now; one whose successor has started says nothing any more."""
     values: dict[str, Any] = {"beat_at": now()} | ({} if detail is None else {"detail": detail})
-    tx.execute(parts.update().where(parts.c.name == name).values(**values))
+    tx.execute(parts.update().where(_is(name, pid)).values(**values))
 
 
-def stopped(tx: sa.Connection, *, name: str) -> None:
-    """The part has ended in good order."""
-    tx.execute(parts.delete().where(parts.c.name == name))
+def stopped(tx: sa.Connection, *, name: str, pid: int) -> None:
+    """The part has ended in good order; its successor, which may have started while it drained, stays."""
+    tx.execute(parts.delete().where(_is(name, pid)))
+
+
+def _is(name: str, pid: int) -> sa.ColumnElement[bool]:
+    return sa.and_(parts.c.name == name, parts.c.pid == pid)
 
 
 def find(tx: sa.Connection, name: str) -> Part | None:

@@ -78,7 +78,7 @@ def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -
         while not finished.wait(BEAT_SECONDS):
             try:
                 with database.write() as tx:
-                    heartbeats.beat(tx, name=name)
+                    heartbeats.beat(tx, name=name, pid=os.getpid())
             except sqlalchemy.exc.SQLAlchemyError as error:
                 log().warning("heartbeat_failed", error=str(error))
 
@@ -90,7 +90,7 @@ def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -
         finished.set()
         thread.join(timeout=5)
         with database.write() as tx:
-            heartbeats.stopped(tx, name=name)
+            heartbeats.stopped(tx, name=name, pid=os.getpid())
 
 
 def receive(settings: Settings, *, stop: threading.Event) -> None:

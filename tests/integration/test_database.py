@@ -281,12 +281,22 @@ def test_a_part_that_starts_again_replaces_the_one_that_died(database: Database)
     with database.write() as tx:
         parts.started(tx, name="receive", kind="receive", pid=1, detail={})
         parts.started(tx, name="receive", kind="receive", pid=2, detail={"port": 11112})
-        parts.beat(tx, name="receive")
+        parts.beat(tx, name="receive", pid=2)
     with database.read() as tx:
         assert [(part.pid, part.detail) for part in parts.all_parts(tx)] == [(2, {"port": 11112})]
     with database.write() as tx:
-        parts.stopped(tx, name="receive")
+        parts.stopped(tx, name="receive", pid=2)
         assert parts.all_parts(tx) == ()
+
+
+def test_a_part_that_drains_while_its_successor_runs_does_not_speak_for_it(database: Database) -> None:
+    with database.write() as tx:
+        parts.started(tx, name="receive", kind="receive", pid=1, detail={})
+        parts.started(tx, name="receive", kind="receive", pid=2, detail={})
+        before = parts.all_parts(tx)
+        parts.beat(tx, name="receive", pid=1, detail={"from": "the one before"})
+        parts.stopped(tx, name="receive", pid=1)
+        assert parts.all_parts(tx) == before
 
 
 def test_a_database_of_a_newer_version_is_refused(fresh_database_url: str) -> None:
