@@ -24,8 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from db import instances
-from db.engine import Database
+from db import instances, studies
 from tests.far_side import FarSide
 from tests.running_node import ENDED, START_SECONDS, RunningNode, wait_for, write_config
 from tests.scanner import Exam, Exams, Scanner, data_set_of
@@ -154,14 +153,11 @@ def _rests(node: RunningNode, study_uids: set[str]) -> bool:
 def _at_rest(node: RunningNode, study_uids: set[str]) -> bool:
     facts = node.status()
     busy = {facts["jobs"].get(state, 0) for state in ("todo", "doing")} | {facts["deliveries"].get("due", 0)}
-    if busy != {0} or facts["associations_open"] or not _all_counted(node.database()):
+    with node.database().read() as tx:
+        waiting = studies.pending(tx)
+    if busy != {0} or facts["associations_open"] or waiting:
         return False
     return all(node.story(uid).get("state") in ENDED for uid in study_uids)
-
-
-def _all_counted(database: Database) -> bool:
-    with database.read() as tx:
-        return not instances.studies_with_unconsidered(tx)
 
 
 def _count(node: RunningNode, far: FarSide, exam: Exam, scanner: Scanner, counts: Counts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -44,7 +44,11 @@ class Heard:
 
 @dataclass(kw_only=True)
 class FarSide:
-    """An application entity that keeps what it is sent. `refusing` makes it refuse every report."""
+    """An application entity that keeps what it is sent.
+
+    `refusing` makes it refuse every report. `witness` is called with the name of each request ("N-CREATE", "C-STORE")
+    that has taken effect here, before it is answered.
+    """
 
     ae_title: str = "FAR"
     port: int = 0
@@ -53,6 +57,7 @@ class FarSide:
     items: dict[str, Dataset] = field(default_factory=dict)
     reports: dict[str, Dataset] = field(default_factory=dict)
     contents: dict[str, set[str]] = field(default_factory=dict)
+    witness: Callable[[str], object] = str
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def remote(self, name: str) -> RemoteSection:
@@ -106,6 +111,7 @@ class FarSide:
 
     def _hear(self, at: float, what: str, uid: str, status: int, dataset: Dataset | None = None) -> int:
         self.heard.append(Heard(at=at, what=what, uid=uid, status=status, dataset=dataset or Dataset()))
+        self.witness(what)
         return status
 
     def _store(self, event: Event) -> int:
@@ -125,9 +131,8 @@ class FarSide:
         uid, item = str(event.request.AffectedSOPInstanceUID), event.attribute_list
         with self._lock:
             status = DUPLICATE if uid in self.items else SUCCESS
-            self._hear(at, "N-CREATE", uid, status, item)
             self.items.setdefault(uid, item)
-        return status, None
+            return self._hear(at, "N-CREATE", uid, status, item), None
 
     def _set(self, event: Event) -> tuple[int, Dataset | None]:
         at = time.monotonic()
