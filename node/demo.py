@@ -24,6 +24,7 @@ from db.engine import Database
 from node import config, parts, sender, tables, views
 from node.config import RemoteSection, Settings
 from node.errors import HemonodeError, StartError
+from node.report.identifiers import report_path
 
 EXAM = ("localizer", "axial", "bone", "coronal")
 """The series of the exam with the bleed, in the order in which a scanner sends them."""
@@ -211,6 +212,5 @@ def _await_story(
 def _tell(case: Case, story: dict[str, Any], settings: Settings, out: Console) -> None:
     out.print(Text(f"\n── {case.name}: {case.says} ", style="bold"))
     out.print(tables.story(story))
-    for delivery in story["deliveries"]:
-        if delivery["kind"] == "sr" and delivery["destination"] == config.ARCHIVE:
-            out.print(Text(f"SR: {settings.archive / str(delivery['detail'])}"))
+    path = report_path(settings.archive, study_uid=story["study_uid"], revision=story["revision"])
+    out.print(Text(f"SR: {path}"))

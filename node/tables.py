@@ -43,7 +43,7 @@ def cell(value: Any) -> Text:
     if value is None:
         return Text("–", style="dim")
     if isinstance(value, float):
-        return Text(f"{value:.2f}")
+        return Text(f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}")
     return Text(str(value), style=_COLOURS.get(str(value), ""))
 
 

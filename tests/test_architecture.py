@@ -21,7 +21,7 @@ ENGINE_USERS = {"node.reading", "node.worker", "node.offline", "node.parts"}
 LIGHT = {"inference.result", "inference.series", "inference.facts", "inference.geometry", "inference.stacks"}
 """What the rest of the node may know of inference: header facts, geometry and results. None of it imports torch."""
 
-COMPOSERS = {"node.parts", "node.scheduler", "node.conclude", "node.offline", "node.cli"}
+COMPOSERS = {"node.parts", "node.scheduler", "node.conclude", "node.offline", "node.demo", "node.cli"}
 """The only modules that know several stages: they put processes together."""
 
 
