@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,18 @@ def _without_password(url: str) -> str:
 
 
 @contextmanager
-def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -> Iterator[None]:
-    """While the block runs, this process stands among the node's parts and its heartbeat is fresh."""
+def alive(
+    database: Database,
+    *,
+    name: str,
+    kind: str,
+    detail: dict[str, Any],
+    refresh: Callable[[], dict[str, Any]] | None = None,
+) -> Iterator[None]:
+    """While the block runs, this process stands among the node's parts and its heartbeat is fresh.
+
+    `detail` is what it says of itself at the start, `refresh` (where given) with every heartbeat.
+    """
     finished = threading.Event()
     with database.write() as tx:
         heartbeats.started(tx, name=name, kind=kind, pid=os.getpid(), detail=detail)
@@ -78,7 +88,7 @@ def alive(database: Database, *, name: str, kind: str, detail: dict[str, Any]) -
         while not finished.wait(BEAT_SECONDS):
             try:
                 with database.write() as tx:
-                    heartbeats.beat(tx, name=name, pid=os.getpid())
+                    heartbeats.beat(tx, name=name, pid=os.getpid(), detail=refresh() if refresh else None)
             except sqlalchemy.exc.SQLAlchemyError as error:
                 log().warning("heartbeat_failed", error=str(error))
 
@@ -112,7 +122,7 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
     ]
     scp = Scp(settings=settings, database=database, services=services)
     scp.start()
-    with alive(database, name="receive", kind="receive", detail=scp.detail()):
+    with alive(database, name="receive", kind="receive", detail=scp.detail(), refresh=scp.detail):
         stop.wait()
         scp.stop(grace_seconds=DRAIN_SECONDS)
     database.close()

@@ -23,6 +23,16 @@ _COLOURS = {
 ENDING = 10
 """Digits of a UID that tell studies apart on a screen."""
 
+PARTS = {
+    "name": "part",
+    "alive": "alive",
+    "pid": "pid",
+    "associations": "associations",
+    "accepts_images": "accepts images",
+    "device": "device",
+    "precision": "precision",
+}
+
 SHORT = 60
 
 _SILENT = {"event", "at", "seconds", "revision", "workitem_uid"}
@@ -64,7 +74,7 @@ def status(facts: Mapping[str, Any]) -> RenderableType:
         Text(f"{node['ae_title']} on {node['address']}:{node['port']}", style="bold"),
         table(
             [part | {"alive": "yes" if part["alive"] else "NO"} for part in facts["parts"]],
-            {"name": "part", "alive": "alive", "pid": "pid", "device": "device", "precision": "precision"},
+            PARTS,
         )
         if facts["parts"]
         else Text("no part of the node is running", style="yellow"),
