@@ -184,9 +184,7 @@ class Worker:
         if study_uid != self._encoding:
             self._encoding = study_uid
             with self._database.write() as tx:
-                parts.beat(
-                    tx, name=self._part, pid=os.getpid(), detail=self._detail | {"encoding": study_uid}
-                )
+                parts.beat(tx, name=self._part, pid=os.getpid(), detail=self._detail | {"encoding": study_uid})
 
     def _stored(self, rows: Sequence[Instance]) -> list[Stored]:
         return [stored(row, archive=self._settings.archive) for row in rows]
