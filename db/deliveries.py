@@ -15,6 +15,9 @@ from db.errors import LeaseLost
 from db.schema import deliveries, now
 from db.states import DeliveryKind, DeliveryState
 
+FLAG_FIRST = dt.timedelta(seconds=3)
+"""How long a report waits at most for the flags of its study: a worklist that does not answer holds nothing up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewDelivery:
@@ -64,19 +67,13 @@ def claim(
 ) -> Delivery | None:
     """The longest due delivery of this kind for this destination is `owner`'s until the lease ends; or None.
 
-    A delivery whose lease has expired is due again: whoever held it died.
+    A delivery whose lease has expired is due again: whoever held it died. A report waits until every flag of its
+    study revision has been tried once, `FLAG_FIRST` at most: building it takes time from what a patient waits for.
     """
     at = now()
-    free = sa.or_(deliveries.c.owner.is_(None), deliveries.c.lease_until < at)
     due = (
         sa.select(deliveries.c.id)
-        .where(
-            deliveries.c.state == DeliveryState.DUE,
-            deliveries.c.kind == kind,
-            deliveries.c.destination == destination,
-            deliveries.c.due_at <= at,
-            free,
-        )
+        .where(_claimable(kind=kind, destination=destination, at=at))
         .order_by(deliveries.c.due_at, deliveries.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -93,15 +90,34 @@ def claim(
 
 def any_due(tx: sa.Connection, *, kind: DeliveryKind, destination: str) -> bool:
     """Whether `claim` would find something; takes no write lock."""
-    at = now()
-    query = sa.select(deliveries.c.id).where(
-        deliveries.c.state == DeliveryState.DUE,
-        deliveries.c.kind == kind,
-        deliveries.c.destination == destination,
-        deliveries.c.due_at <= at,
-        sa.or_(deliveries.c.owner.is_(None), deliveries.c.lease_until < at),
-    )
+    query = sa.select(deliveries.c.id).where(_claimable(kind=kind, destination=destination, at=now()))
     return tx.execute(query.limit(1)).first() is not None
+
+
+def _claimable(*, kind: DeliveryKind, destination: str, at: dt.datetime) -> sa.ColumnElement[bool]:
+    row = deliveries.c
+    due = sa.and_(
+        row.state == DeliveryState.DUE,
+        row.kind == kind,
+        row.destination == destination,
+        row.due_at <= at,
+        sa.or_(row.owner.is_(None), row.lease_until < at),
+    )
+    if kind is not DeliveryKind.SR:
+        return due
+    return sa.and_(due, sa.or_(row.created_at <= at - FLAG_FIRST, ~_flag_untried()))
+
+
+def _flag_untried() -> sa.Exists:
+    """Whether a flag of the same study revision has yet to be tried, or is being tried for the first time."""
+    flag = deliveries.alias()
+    return sa.exists().where(
+        flag.c.study_uid == deliveries.c.study_uid,
+        flag.c.revision == deliveries.c.revision,
+        flag.c.kind == DeliveryKind.FLAG,
+        flag.c.state == DeliveryState.DUE,
+        sa.or_(flag.c.attempts == 0, sa.and_(flag.c.attempts == 1, flag.c.owner.is_not(None))),
+    )
 
 
 def sent(tx: sa.Connection, delivery: Delivery, *, detail: str, sop_instance_uid: str | None = None) -> None:

@@ -16,10 +16,12 @@ from db.deliveries import NewDelivery
 from db.engine import Database
 from db.errors import LeaseLost, SchemaMismatch
 from db.instances import NewInstance
-from db.schema import metadata
+from db.schema import deliveries as deliveries_table
+from db.schema import metadata, now
 from db.schema import studies as studies_table
 from db.states import DeliveryKind, DeliveryState, SetAsideKind, StudyState
 
+REPORT = DeliveryKind.SR
 LEASE = dt.timedelta(minutes=1)
 PAST = dt.timedelta(seconds=-1)
 WHOLE: dict[str, Any] = {"complete": True, "reason": "geometrically whole", "missing": []}
@@ -180,6 +182,44 @@ def test_a_poison_study_is_parked_after_its_attempts_and_still_gets_its_statemen
         assert jobs.parked_unspoken(tx) == ()
         assert [r.outcome for r in results.of_study(tx, "1.2")] == ["not_analysed"]
     assert state_of(database) is StudyState.FAILED
+
+
+def flag_and_report_due(database: Database) -> None:
+    both = [NewDelivery(kind=kind, destination=name) for kind, name in ((DeliveryKind.FLAG, "ris"), (REPORT, "pacs"))]
+    with database.write() as tx:
+        deliveries.enqueue(tx, study_uid="1.2", revision=1, new=both)
+
+
+def delivery_claimed(database: Database, kind: DeliveryKind, destination: str) -> deliveries.Delivery | None:
+    with database.write() as tx:
+        before = deliveries.any_due(tx, kind=kind, destination=destination)
+        delivery = deliveries.claim(tx, kind=kind, destination=destination, owner="d", lease=LEASE)
+        assert before is (delivery is not None)
+    return delivery
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_a_report_waits_until_the_flag_of_its_study_was_tried_once(database: Database, succeeds: bool) -> None:
+    received(database, 1)
+    flag_and_report_due(database)
+    assert delivery_claimed(database, REPORT, "pacs") is None
+    flag = delivery_claimed(database, DeliveryKind.FLAG, "ris")
+    assert flag is not None
+    assert delivery_claimed(database, REPORT, "pacs") is None
+    with database.write() as tx:
+        if succeeds:
+            deliveries.sent(tx, flag, detail="created")
+        else:
+            deliveries.failed(tx, flag, error="nobody listens", retry_after=LEASE)
+    assert delivery_claimed(database, REPORT, "pacs") is not None
+
+
+def test_a_report_does_not_wait_long_for_a_flag(database: Database) -> None:
+    received(database, 1)
+    flag_and_report_due(database)
+    with database.write() as tx:
+        tx.execute(deliveries_table.update().values(created_at=now() - deliveries.FLAG_FIRST))
+    assert delivery_claimed(database, REPORT, "pacs") is not None
 
 
 def test_a_failed_delivery_is_due_later_and_then_abandoned(database: Database) -> None:
