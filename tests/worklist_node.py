@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from socketserver import BaseServer
 from typing import Any
 
-import pydicom
 from pydicom import Dataset
+from pydicom.config import disable_value_validation
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
@@ -24,12 +25,13 @@ from db.procedure_step import Answer, WorkItem
 from db.schema import now
 from db.states import WorkItemState
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
-from node.config import RemoteSection
+from node.config import RemoteSection, Settings
 from node.flag.flag import Flag, flag_of
 from node.flag.workitem import reading
 from node.query import ups
 from node.query import worklist as modality_worklist
 from node.query.together import together
+from node.receive.scp import Scp
 
 OWN = "HEMONODE"
 PUSH, WATCH, PULL, EVENT, QUERY = (f"1.2.840.10008.5.1.4.34.6.{number}" for number in range(1, 6))
@@ -111,24 +113,24 @@ def put(database: Database, flag: Flag) -> WorkItem:
 
 
 @contextmanager
-def listening(
-    database: Database, *, subscribers: Sequence[str] = (), ae_title: str = OWN, port: int = 0
-) -> Iterator[int]:
-    """The port on which the UPS and modality worklist services listen."""
+def listening(database: Database, *, subscribers: Sequence[str] = ()) -> Iterator[int]:
+    """The port on which the node listens with its UPS and modality worklist services."""
     offered = together(
         ups.service(database=database, subscribers=subscribers),
-        modality_worklist.service(database=database, ae_title=ae_title),
+        modality_worklist.service(database=database, ae_title=OWN),
     )
-    before = pydicom.config.settings.reading_validation_mode
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # as the listening process does
-    entity = ApplicationEntity(ae_title)
-    for syntax, transfer_syntaxes in offered.contexts:
-        entity.add_supported_context(syntax, list(transfer_syntaxes))
-    try:
-        with serving(entity, port=port, handlers=list(offered.handlers)) as bound:
-            yield bound
-    finally:
-        pydicom.config.settings.reading_validation_mode = before
+    with tempfile.TemporaryDirectory() as data:
+        settings = Settings.model_validate(
+            {"node": {"data": data, "ae_title": OWN}, "receive": {"disk_watermark_mb": 0, "disk_reserve_mb": 0}}
+        )
+        any_port = settings.node.model_copy(update={"port": 0})
+        scp = Scp(settings=settings.model_copy(update={"node": any_port}), database=database, services=[offered])
+        scp.start()
+        try:
+            with disable_value_validation():  # as in every process of the node
+                yield scp.port
+        finally:
+            scp.stop(grace_seconds=10)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import pytest
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
-from pynetdicom.association import Association
 
 from db import worklist
 from db.engine import Database
@@ -418,22 +417,6 @@ def test_without_any_key_nothing_matches(database: Database, port: int) -> None:
     keys = Dataset()
     keys.SpecificCharacterSet = "ISO_IR 192"
     assert find(port, keys) == []
-
-
-def test_a_query_can_be_cancelled(database: Database, port: int) -> None:
-    for number in range(200):
-        put(database, a_flag(study_uid=f"1.2.{number}"))
-    with associated(port, QUERY) as association:
-        statuses = [status.Status for status in until_cancelled(association)]
-    assert statuses[-1] == 0xFE00
-    assert len(statuses) < 200
-
-
-def until_cancelled(association: Association) -> Iterator[Dataset]:
-    for number, (status, _) in enumerate(association.send_c_find(worklist_keys(), QUERY, msg_id=7)):
-        if number == 0:
-            association.send_c_cancel(7, query_model=QUERY)
-        yield status
 
 
 def test_a_claimed_item_is_claimed_in_the_database(database: Database, port: int) -> None:
