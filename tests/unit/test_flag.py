@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydantic
 import pytest
 
 from db.states import Priority
@@ -75,3 +76,9 @@ def test_every_configured_remote_is_a_channel_under_its_own_name() -> None:
     remotes = tuple(RemoteSection(name=name, ae_title="RIS", address="h", port=104) for name in ("ris", "pacs"))
     settings = Settings(flag=FlagSection(ups=remotes))
     assert [channel.name for channel in channels(settings)] == ["ris", "pacs"]
+
+
+def test_two_subscribers_under_one_ae_title_are_refused_because_reports_are_addressed_by_it() -> None:
+    twice = [{"name": name, "ae_title": "RIS", "address": "h", "port": 104} for name in ("one", "two")]
+    with pytest.raises(pydantic.ValidationError, match="every ae_title must be different"):
+        Settings.model_validate({"subscribers": twice})
