@@ -64,7 +64,10 @@ def _follow(settings: Settings) -> list[NewDelivery]:
 
 def _raise_on_own_worklist(tx: sa.Connection, result: StudyResult, settings: Settings) -> None:
     flag = flag_for(tx, result)
-    worklist.put_reading(tx, reading(flag, ae_title=settings.node.ae_title, at=now()))
+    asked = reading(
+        flag, ae_title=settings.node.ae_title, at=now(), retrieve_ae_title=settings.retrieve_ae_title
+    )  # fmt: skip
+    worklist.put_reading(tx, asked)
     audit.record(
         tx, "flag", study_uid=result.study_uid, revision=result.revision, priority=flag.priority, label=flag.label
     )

@@ -149,6 +149,7 @@ class FlagSection(Section):
     """[flag]: the channels that carry the priority flag; each channel kind is one file in node/flag."""
 
     ups: tuple[RemoteSection, ...] = ()
+    retrieve_ae_title: AeTitle | None = None
 
 
 class ReportSection(Section):
@@ -214,6 +215,11 @@ class Settings(Section):
     def database_url(self) -> str:
         """The database that counts: the configured one, or SQLite inside the data directory."""
         return self.database.url or f"sqlite:///{self.node.data / 'hemonode.db'}"
+
+    @property
+    def retrieve_ae_title(self) -> str:
+        """Where work items say that the images can be retrieved: the configured archive, else this node."""
+        return self.flag.retrieve_ae_title or self.node.ae_title
 
     @property
     def archive(self) -> Path:

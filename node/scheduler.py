@@ -13,10 +13,11 @@ import sqlalchemy.exc
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from db import jobs, results
+from db import jobs, results, worklist
 from db.deliveries import Delivery
 from db.engine import Database
 from db.errors import UnknownStudy
+from db.schema import now
 from db.states import DeliveryKind
 from inference.result import StudyResult
 from node import __version__, assemble
@@ -34,6 +35,9 @@ MODEL = "triage"
 """The key of the jobs: all configured models together read a study."""
 
 REAP_SECONDS = 1.0
+FORGET_SECONDS = 3600.0
+WORKLIST_KEPT = dt.timedelta(days=30)
+"""How long an entry that was read or cancelled stays on the worklist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,7 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
     return (
         Tick(name="assemble", seconds=settings.assemble.tick, act=assembling),
         Tick(name="reap", seconds=REAP_SECONDS, act=partial(reap, database, settings)),
+        Tick(name="forget", seconds=FORGET_SECONDS, act=partial(forget, database)),
         *(delivery(DeliveryKind.FLAG, channel.name, flagging(database, channel)) for channel in channels(settings)),
         delivery(DeliveryKind.SR, ARCHIVE, file_in_archive(report_for=report_for)),
         *(report(remote) for remote in deliver.destinations),
@@ -126,6 +131,12 @@ def _guarded(tick: Tick) -> Callable[[], None]:
             log().exception("tick_failed", tick=tick.name)
 
     return act
+
+
+def forget(database: Database) -> None:
+    """Worklist entries that ended long ago have left."""
+    with database.write() as tx:
+        worklist.forget(tx, before=now() - WORKLIST_KEPT)
 
 
 def reap(database: Database, settings: Settings) -> None:

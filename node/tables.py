@@ -81,6 +81,7 @@ def status(facts: Mapping[str, Any]) -> RenderableType:
         counts("studies", facts["studies"]),
         counts("jobs", facts["jobs"]),
         counts("deliveries", facts["deliveries"]),
+        counts("event reports", facts["notifications"]),
         Text(f"instances: {facts['instances']}   set aside: {facts['set_aside']}"),
         Text(f"disk: {facts['disk_free_mb']} MB free, receiving stops below {facts['disk_watermark_mb']} MB"),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from db import associations, audit, deliveries, instances, jobs, parts, results, studies, worklist
+from db import associations, audit, deliveries, instances, jobs, notifications, parts, results, studies, worklist
 from db.dicom_json import first, items, tag_of
 from db.errors import UnknownStudy
 from db.procedure_step import WorkItem
@@ -31,6 +31,7 @@ def status(tx: sa.Connection, settings: Settings) -> dict[str, Any]:
         "studies": studies.count_by_state(tx),
         "jobs": jobs.count_by_state(tx),
         "deliveries": deliveries.count_by_state(tx),
+        "notifications": notifications.count_by_state(tx),
         "abandoned": [_delivery(delivery) | {"study_uid": delivery.study_uid} for delivery in abandoned],
         "set_aside": instances.count_set_aside(tx),
         "latest_set_aside": [_set_aside(item) for item in instances.all_set_aside(tx, limit=5)],

@@ -109,7 +109,7 @@ def a_flag(outcome: Outcome = Outcome.POSITIVE, *, header: dict[str, Any] | None
 
 def put(database: Database, flag: Flag) -> WorkItem:
     with database.write() as tx:
-        return worklist.put_reading(tx, reading(flag, ae_title=OWN, at=now()))
+        return worklist.put_reading(tx, reading(flag, ae_title=OWN, at=now(), retrieve_ae_title=OWN))
 
 
 @contextmanager

@@ -29,17 +29,26 @@ _SHOWN = ("SpecificCharacterSet", "ProcedureStepState", "ScheduledProcedureStepP
 def channels(settings: Settings) -> tuple[Channel, ...]:
     """One channel for each ``[[flag.ups]]``."""
     return tuple(
-        UpsChannel(remote=remote, own_ae_title=settings.node.ae_title, timeout=settings.deliver.timeout)
+        UpsChannel(
+            remote=remote,
+            own_ae_title=settings.node.ae_title,
+            retrieve_ae_title=settings.retrieve_ae_title,
+            timeout=settings.deliver.timeout,
+        )
         for remote in settings.flag.ups
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpsChannel:
-    """Carries flags to one UPS SCP. `timeout` in seconds holds for every step of the exchange."""
+    """Carries flags to one UPS SCP. `timeout` in seconds holds for every step of the exchange.
+
+    `retrieve_ae_title` is where the reader can retrieve the images.
+    """
 
     remote: RemoteSection
     own_ae_title: str
+    retrieve_ae_title: str
     timeout: float
 
     @property
@@ -66,7 +75,7 @@ class UpsChannel:
             return _receipt(far, self._stand(far, flag))
 
     def _stand(self, far: _Far, flag: Flag) -> _Standing:
-        new = workitem(flag, at=dt.datetime.now(dt.UTC), retrieve_ae_title=self.own_ae_title)
+        new = workitem(flag, at=dt.datetime.now(dt.UTC), retrieve_ae_title=self.retrieve_ae_title)
         first, further = self._uid(flag), self._uid(flag, revision=flag.revision)
         if far.create(first, new):
             return _Standing(uid=first, done="created", asked=flag.priority)

@@ -64,7 +64,7 @@ def changes(flag: Flag, *, priority: str) -> Dataset:
     )
 
 
-def reading(flag: Flag, *, ae_title: str, at: dt.datetime) -> NewReading:
+def reading(flag: Flag, *, ae_title: str, at: dt.datetime, retrieve_ae_title: str) -> NewReading:
     """What `db.worklist.put_reading` puts on this node's own worklist."""
     return NewReading(
         study_uid=flag.study_uid,
@@ -73,7 +73,7 @@ def reading(flag: Flag, *, ae_title: str, at: dt.datetime) -> NewReading:
         raised=flag.raised,
         uid=uid_of(ae_title=ae_title, study_uid=flag.study_uid, destination=OWN),
         further_uid=uid_of(ae_title=ae_title, study_uid=flag.study_uid, destination=OWN, revision=flag.revision),
-        dataset=_attributes(flag, at=at, retrieve_ae_title=ae_title),
+        dataset=_attributes(flag, at=at, retrieve_ae_title=retrieve_ae_title),
     )
 
 

@@ -41,7 +41,7 @@ FIRST = uid_of(ae_title="HEMO2", study_uid="1.2.3", destination="ris")
 
 
 def channel(port: int) -> UpsChannel:
-    return UpsChannel(remote=remote(port), own_ae_title="HEMO2", timeout=10)
+    return UpsChannel(remote=remote(port), own_ae_title="HEMO2", retrieve_ae_title="PACS", timeout=10)
 
 
 @pytest.fixture
@@ -209,5 +209,7 @@ def test_each_request_uses_the_context_in_which_the_standard_has_it() -> None:
 def test_flags_for_two_destinations_do_not_share_an_item(database: Database, port: int) -> None:
     both: list[Flag] = [a_flag(), a_flag()]
     for name, flag in zip(("ris", "pacs"), both, strict=True):
-        UpsChannel(remote=remote(port, name=name), own_ae_title="HEMO2", timeout=10).send(flag)
+        UpsChannel(remote=remote(port, name=name), own_ae_title="HEMO2", retrieve_ae_title="PACS", timeout=10).send(
+            flag
+        )
     assert len(far(database)) == 2

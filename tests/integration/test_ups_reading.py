@@ -149,7 +149,7 @@ def test_a_write_that_fails_leaves_neither_item_nor_report(database: Database) -
 
     def killed() -> None:
         with database.write() as tx:
-            worklist.put_reading(tx, reading(a_flag(), ae_title="HEMONODE", at=now()))
+            worklist.put_reading(tx, reading(a_flag(), ae_title="HEMONODE", at=now(), retrieve_ae_title="PACS"))
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):

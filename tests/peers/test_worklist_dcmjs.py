@@ -117,7 +117,7 @@ def foreign_worklist() -> Iterator[int]:
 
 def test_a_foreign_worklist_is_flagged_and_the_flag_withdrawn(database: Database) -> None:
     with foreign_worklist() as port:
-        channel = UpsChannel(remote=remote(port), own_ae_title=OWN, timeout=10)
+        channel = UpsChannel(remote=remote(port), own_ae_title=OWN, retrieve_ae_title=OWN, timeout=10)
         raised, again, withdrawn = (
             channel.send(flag) for flag in (a_flag(), a_flag(), a_flag(Outcome.NEGATIVE, revision=2))
         )
