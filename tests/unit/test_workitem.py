@@ -108,6 +108,6 @@ def test_its_uid_is_the_same_every_time_and_for_nothing_else() -> None:
 
 
 def test_a_negative_study_asks_for_a_reading_but_does_not_insist() -> None:
-    new = reading(a_flag(Outcome.NEGATIVE, revision=3), ae_title="HEMONODE", at=AT)
+    new = reading(a_flag(Outcome.NEGATIVE, revision=3), ae_title="HEMONODE", at=AT, retrieve_ae_title="PACS")
     assert (str(new.priority), new.raised, new.revision) == ("MEDIUM", False, 3)
     assert new.uid != new.further_uid
