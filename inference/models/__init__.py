@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from inference.models.adjacent import Adjacent, AdjacentConfig
 from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
 from inference.models.radnet import RADnet, RadnetConfig
 from inference.models.resnet_2d import Resnet2d, Resnet2dConfig
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
     "radnet": lambda architecture: RADnet(RadnetConfig.from_json(architecture)),
     "cnn_lstm": lambda architecture: CnnLstm(CnnLstmConfig.from_json(architecture)),
+    "adjacent": lambda architecture: Adjacent(AdjacentConfig.from_json(architecture)),
     "resnet_2d": lambda architecture: Resnet2d(Resnet2dConfig.from_json(architecture)),
 }
 """Family → how to make its network from the architecture in a model card. Adding a family is adding a line."""
@@ -31,6 +33,8 @@ def build(card: ModelCard) -> ScanModel:
 
 __all__ = [
     "FAMILIES",
+    "Adjacent",
+    "AdjacentConfig",
     "CnnLstm",
     "CnnLstmConfig",
     "RADnet",
