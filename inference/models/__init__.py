@@ -9,6 +9,7 @@ from inference.models.adjacent import Adjacent, AdjacentConfig
 from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
 from inference.models.radnet import RADnet, RadnetConfig
 from inference.models.resnet_2d import Resnet2d, Resnet2dConfig
+from inference.models.resnet_3d import Resnet3d, Resnet3dConfig
 from inference.models.scan_model import ScanModel
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
     "cnn_lstm": lambda architecture: CnnLstm(CnnLstmConfig.from_json(architecture)),
     "adjacent": lambda architecture: Adjacent(AdjacentConfig.from_json(architecture)),
     "resnet_2d": lambda architecture: Resnet2d(Resnet2dConfig.from_json(architecture)),
+    "resnet_3d": lambda architecture: Resnet3d(Resnet3dConfig.from_json(architecture)),
 }
 """Family → how to make its network from the architecture in a model card. Adding a family is adding a line."""
 
@@ -41,6 +43,8 @@ __all__ = [
     "RadnetConfig",
     "Resnet2d",
     "Resnet2dConfig",
+    "Resnet3d",
+    "Resnet3dConfig",
     "ScanModel",
     "build",
 ]
