@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from inference.models.adjacent import Adjacent, AdjacentConfig
+from inference.models.classifiers import Classifier, ClassifierConfig
 from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
 from inference.models.radnet import RADnet, RadnetConfig
 from inference.models.resnet_2d import Resnet2d, Resnet2dConfig
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
     "adjacent": lambda architecture: Adjacent(AdjacentConfig.from_json(architecture)),
     "resnet_2d": lambda architecture: Resnet2d(Resnet2dConfig.from_json(architecture)),
     "resnet_3d": lambda architecture: Resnet3d(Resnet3dConfig.from_json(architecture)),
+    "classifiers": lambda architecture: Classifier(ClassifierConfig.from_json(architecture)),
 }
 """Family → how to make its network from the architecture in a model card. Adding a family is adding a line."""
 
@@ -37,6 +39,8 @@ __all__ = [
     "FAMILIES",
     "Adjacent",
     "AdjacentConfig",
+    "Classifier",
+    "ClassifierConfig",
     "CnnLstm",
     "CnnLstmConfig",
     "RADnet",
