@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inference.decision import Calibration, ScanRule
 from inference.errors import InferenceError
-from inference.models import FAMILIES, build
+from inference.models import FAMILIES, ScanModel, build
 from inference.preprocess import Preprocessing
 from inference.result import LABELS, Json
 
@@ -204,6 +204,7 @@ def _require_fit(card: ModelCard, state: Mapping[str, Tensor], path: Path) -> No
             f"{path}: preprocessing gives {card.preprocessing.channels} × {card.preprocessing.size}² images, "
             f"the network takes {model.channels} × {model.size}²"
         )
+    _require_sense(card, model, path)
     expected = model.state_dict()
     if missing := expected.keys() - state.keys():
         raise CardMismatch(f"{path}: {_some(missing)} missing of the {len(expected)} tensors of this {card.family}")
@@ -213,9 +214,16 @@ def _require_fit(card: ModelCard, state: Mapping[str, Tensor], path: Path) -> No
         if tensor.shape != expected[name].shape:
             found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
             raise CardMismatch(f"{path}: {name} has shape {found}, this {card.family} expects {wanted}")
-    outputs = state["classify.weight"].shape[0]
-    if outputs != len(card.labels):
-        raise CardMismatch(f"{path}: the network has {outputs} outputs, the card names {len(card.labels)} labels")
+    if model.labels != len(card.labels):
+        raise CardMismatch(f"{path}: the network has {model.labels} outputs, the card names {len(card.labels)} labels")
+
+
+def _require_sense(card: ModelCard, model: ScanModel, path: Path) -> None:
+    """Raises ``CardInvalid`` where the card asks of this network what it cannot give."""
+    if not model.per_slice and not card.rule.max:
+        raise CardInvalid(f"{path}: this {card.family} scores the scan as a whole, which allows no rule but max")
+    if card.preprocessing.blank_below and model.context != 0:
+        raise CardInvalid(f"{path}: this {card.family} looks at several slices, so none can be left out as blank")
 
 
 def _some(names: Iterable[str]) -> str:

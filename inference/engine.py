@@ -7,28 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inference import reading
 from inference.card import ModelCard, ModelError, load
-from inference.decision import KEY_SLICES, ScanDecision, judge
 from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors
 from inference.models import ScanModel, build
 from inference.place import ScanSlice, SlicePlace
-from inference.preprocess import prepare
-from inference.result import Finding, ModelReading, SliceReading
+from inference.preprocess import brain_fraction, prepare
+from inference.result import ModelReading
 
 CHUNK = 8
 """Slices encoded together: enough to keep a processor busy, few enough for its caches."""
 
 T = TypeVar("T")
 
+Rows = NDArray[np.floating[Any]]
+"""Descriptors (n, d), one row for each slice: float32, or float16 where they are images.
+
+Where a card leaves out blank slices, a last column says 1 for slices that are to be read and 0 for blank ones.
+"""
+
 Encode = Callable[[ScanModel, Tensor, Processor], Tensor]
 """Descriptors (n, d) of images (n, channels, size, size) that lie on the processor's device."""
+
+
+class NoBrain(ModelError):
+    """Every slice is one of those that a model leaves out as blank."""
 
 
 class NotFinite(ModelError):
@@ -56,7 +66,7 @@ class LoadedModel:
             network = build(self.card)
         network.load_state_dict(self.state, assign=True)
         network.eval().requires_grad_(False)
-        return network.to(processor.device).to(memory_format=torch.channels_last)
+        return network.to(processor.device).to(memory_format=network.memory_format)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,17 +167,15 @@ class Engine:
         for count in (self._chunk, 1):
             descriptors = self.encode([_BlankSlice()] * count)
             for model in self._models:
-                self._retreating(partial(self._logits, model, descriptors[model.name]))
+                rows = descriptors[model.name][:, : self._networks[model.name].descriptor_size]
+                self._retreating(partial(self._logits, model, rows))
 
-    def encode(self, slices: Sequence[ScanSlice]) -> dict[str, NDArray[np.float32]]:
+    def encode(self, slices: Sequence[ScanSlice]) -> dict[str, Rows]:
         """Descriptors (n, d) of n slices for each model by name. A slice's row does not depend on the other slices.
 
         Raises ``DeviceLost`` when the last processor failed.
         """
-        rows: dict[str, list[NDArray[np.float32]]] = {
-            model.name: [np.empty((0, self._networks[model.name].descriptor_size), np.float32)]
-            for model in self._models
-        }
+        rows = {model.name: [self._no_rows(model)] for model in self._models}
         waiting = list(slices)
         while waiting:
             encoded = self._retreating(partial(self._encode_first, waiting))
@@ -176,12 +184,11 @@ class Engine:
             del waiting[: len(descriptors)]
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
-    def decide(
-        self, descriptors: Mapping[str, NDArray[np.float32]], places: Sequence[SlicePlace]
-    ) -> tuple[ModelReading, ...]:
+    def decide(self, descriptors: Mapping[str, Rows], places: Sequence[SlicePlace]) -> tuple[ModelReading, ...]:
         """Every model's reading of one scan, from the descriptors (n, d) of its n slices, in any order.
 
-        Raises ``ModelError`` for a scan without slices, ``NotFinite`` where a network's values are no numbers.
+        Raises ``ModelError`` for a scan without slices, ``NoBrain`` for one of which a model leaves out every slice,
+        ``NotFinite`` where a network's values are no numbers.
         """
         if not places:
             raise ModelError("a scan without slices cannot be read")
@@ -192,7 +199,13 @@ class Engine:
     def _networks_on(self, processor: Processor) -> dict[str, ScanModel]:
         return {model.name: model.on(processor) for model in self._models}
 
-    def _encode_first(self, slices: Sequence[ScanSlice]) -> dict[str, NDArray[np.float32]]:
+    def _no_rows(self, model: LoadedModel) -> Rows:
+        network = self._networks[model.name]
+        columns = network.descriptor_size + bool(model.card.preprocessing.blank_below)
+        rows: Rows = torch.empty((0, columns), dtype=network.descriptor_type).numpy()
+        return rows
+
+    def _encode_first(self, slices: Sequence[ScanSlice]) -> dict[str, Rows]:
         """Descriptors of the first slices: one batch, all of the first one's shape."""
         batch = [slices[0]]
         for scan_slice in slices[1 : self._chunk]:
@@ -202,25 +215,60 @@ class Engine:
         spacing = [(float(row), float(column)) for row, column in (s.pixel_spacing for s in batch)]
         return self._encode([s.hu for s in batch], spacing)
 
-    def _encode(
-        self, hu: Sequence[NDArray[np.int16]], spacing: Sequence[tuple[float, float]]
-    ) -> dict[str, NDArray[np.float32]]:
+    def _encode(self, hu: Sequence[NDArray[np.int16]], spacing: Sequence[tuple[float, float]]) -> dict[str, Rows]:
         """One batch through every network. The pixels travel to the device once, as they are."""
         pixels = torch.from_numpy(np.stack(hu)).to(self.processor.device)
-        encoded: dict[str, NDArray[np.float32]] = {}
+        encoded: dict[str, Rows] = {}
         with torch.inference_mode():
             for model in self._models:
                 images = prepare(pixels, pixel_spacing=spacing, preprocessing=model.card.preprocessing)
                 images = images.contiguous(memory_format=torch.channels_last)
-                descriptors = self._encode_images(self._networks[model.name], images, self.processor)
-                encoded[model.name] = descriptors.float().cpu().numpy()
+                network = self._networks[model.name]
+                descriptors = self._encode_images(network, images, self.processor).to(network.descriptor_type)
+                if limit := model.card.preprocessing.blank_below:
+                    descriptors = torch.cat((descriptors, (brain_fraction(pixels) >= limit)[:, None]), 1)
+                encoded[model.name] = descriptors.cpu().numpy()
         return encoded
 
-    def _logits(self, model: LoadedModel, descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (s, labels), in full precision: the sequence part is cheap."""
-        with torch.inference_mode():
-            rows = torch.from_numpy(np.ascontiguousarray(descriptors, dtype=np.float32)).to(self.processor.device)
-            logits: NDArray[np.float32] = self._networks[model.name].decide(rows).float().cpu().numpy()
+    def _scores(self, model: LoadedModel, descriptors: Rows) -> NDArray[np.float64]:
+        """Scores (s, labels) in positional order, 0 for blank slices; or (1, labels) of the scan as a whole."""
+        if not model.card.preprocessing.blank_below:
+            return self._probabilities(model, descriptors)
+        read = descriptors[:, -1] > 0
+        if not read.any():
+            raise NoBrain(f"{model.name}: none of the {len(read)} slices shows enough brain to be read")
+        scores = np.zeros((len(read), len(model.card.labels)))
+        scores[read] = self._probabilities(model, descriptors[read, :-1])
+        return scores
+
+    def _probabilities(self, model: LoadedModel, descriptors: Rows) -> NDArray[np.float64]:
+        logits = self._retreating(partial(self._logits, model, descriptors))
+        if not np.isfinite(logits).all():
+            raise NotFinite(f"{model.name}: the network gave values that are not finite")
+        return model.card.calibration.probabilities(logits, labels=model.card.labels)
+
+    def _logits(self, model: LoadedModel, descriptors: Rows) -> NDArray[np.float32]:
+        """Logits (s, labels) or (1, labels); in full precision where the second part of the network is cheap."""
+        network = self._networks[model.name]
+        kind = torch.device(self.processor.device).type
+        reduced = self.processor.bf16 and network.costly_decide
+        with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=reduced):
+            if network.costly_decide and network.context is not None:
+                return self._logits_by_stretches(network, descriptors, network.context)
+            return self._logits_of(network, descriptors)
+
+    def _logits_by_stretches(self, network: ScanModel, descriptors: Rows, context: int) -> NDArray[np.float32]:
+        """As many slices at a time as are encoded together, between the neighbours on which their logits depend."""
+        parts = []
+        for start in range(0, len(descriptors), self._chunk):
+            first = max(start - context, 0)
+            logits = self._logits_of(network, descriptors[first : start + self._chunk + context])
+            parts.append(logits[start - first :][: self._chunk])
+        return np.concatenate(parts)
+
+    def _logits_of(self, network: ScanModel, descriptors: Rows) -> NDArray[np.float32]:
+        rows = torch.from_numpy(np.ascontiguousarray(descriptors)).to(self.processor.device)
+        logits: NDArray[np.float32] = network.decide(rows).float().cpu().numpy()
         return logits
 
     def _retreating(self, work: Callable[[], T]) -> T:
@@ -247,62 +295,25 @@ class Engine:
         self._networks = self._networks_on(self.processor)
         self._conditions.append(f"{failed}: {reason}; running on {self.processor.device} instead")
 
-    def _read(self, model: LoadedModel, descriptors: NDArray[np.float32], places: Sequence[SlicePlace]) -> ModelReading:
+    def _read(self, model: LoadedModel, descriptors: Rows, places: Sequence[SlicePlace]) -> ModelReading:
         """One model's reading; descriptors and places in positional order."""
         began = time.monotonic()
         card = model.card
-        logits = self._retreating(partial(self._logits, model, descriptors))
-        if not np.isfinite(logits).all():
-            raise NotFinite(f"{model.name}: the network gave values that are not finite")
-        scores = card.calibration.probabilities(logits, labels=card.labels)
-        verdicts = [_verdict(card, label, scores[:, i], places) for i, label in enumerate(card.labels)]
+        scores = self._scores(model, descriptors)
+        per_slice = self._networks[model.name].per_slice
+        said = reading.of_slices(card, scores, places) if per_slice else reading.of_whole(card, scores)
         return ModelReading(
             name=model.name,
             family=card.family,
             version=card.version,
             digest=card.sha256,
             demonstration=card.demonstration,
-            rule=verdicts[0].rule,
-            findings=tuple(_finding(card, *pair) for pair in zip(card.labels, verdicts, strict=True)),
-            slices=tuple(_slice_reading(card, *pair) for pair in zip(places, scores, strict=True)),
-            key_slices=_key_slices(verdicts, places),
+            rule=said.rule,
+            findings=said.findings,
+            slices=said.slices,
+            key_slices=said.key_slices,
             device=self.processor.device,
             precision=self.processor.precision,
             seconds=time.monotonic() - began,
             warnings=self.conditions,
         )
-
-
-def _verdict(card: ModelCard, label: str, scores: NDArray[np.float64], places: Sequence[SlicePlace]) -> ScanDecision:
-    return judge(
-        scores,
-        positions_mm=[place.position_mm for place in places],
-        thickness_mm=[place.thickness_mm for place in places],
-        rule=card.rule,
-        threshold=card.thresholds[label],
-    )
-
-
-def _finding(card: ModelCard, label: str, verdict: ScanDecision) -> Finding:
-    return Finding(
-        label=label,
-        present=verdict.present,
-        score=verdict.score,
-        threshold=card.thresholds[label],
-        calibrated=card.calibrated,
-    )
-
-
-def _slice_reading(card: ModelCard, place: SlicePlace, scores: NDArray[np.float64]) -> SliceReading:
-    return SliceReading(
-        sop_instance_uid=place.sop_instance_uid,
-        frame=place.frame,
-        position_mm=place.position_mm,
-        scores=dict(zip(card.labels, map(float, scores), strict=True)),
-    )
-
-
-def _key_slices(verdicts: Sequence[ScanDecision], places: Sequence[SlicePlace]) -> tuple[str, ...]:
-    """The instances that carried the decisions, those of the first label first; each once, at most five."""
-    indices = [index for verdict in verdicts for index in verdict.key_slices]
-    return tuple(dict.fromkeys(places[index].sop_instance_uid for index in indices))[:KEY_SLICES]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,6 +24,21 @@ SUBDURAL = (75.0, 215.0)
 BONE = (600.0, 2800.0)
 """Windows as (level, width) in HU (Nguyen et al. 2020, section 2)."""
 
+WIDER_SUBDURAL = (80.0, 200.0)
+SOFT_TISSUE = (40.0, 380.0)
+"""The other two windows of Vultur's 2D network (2021, section 6.2.1); values of Burduja et al. 2020, which it follows.
+"""
+
+SOFT_WINDOWS_MEAN = (0.1738, 0.1433, 0.1970)
+SOFT_WINDOWS_STD = (0.3161, 0.2850, 0.3111)
+"""Of brain, subdural and soft tissue window over the RSNA training slices (Burduja et al. 2020)."""
+
+FROM_AIR_TO_BONE = (-300.0, 1400.0)
+"""-1000…400 HU, Vultur's 3D network (2021, section 6.2.2)."""
+
+EQUALISED_CHANNELS = 3
+"""The one equalised plane stands in every channel of a trunk made for colours."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,6 +47,10 @@ WIDE_FIELD_MM = 260.0
 
 TISSUE_HU = -200
 """Above this a pixel is head rather than air, foam or bedding."""
+
+BLUR = 0.15
+BLURRED_BRAIN = 0.05
+"""A head is where the brain window, averaged over this part of the slice's side, exceeds this value."""
 
 ROUNDING = 1e-9
 """Relative; keeps floating point from leaving a scaled image one pixel short, or reaching for one pixel more."""
@@ -42,7 +63,7 @@ class Preprocessing(Json):
     Attributes
     ----------
     windows : tuple of (level, width)
-        One channel each, in HU; the window's lower edge becomes 0, its upper edge 1.
+        One channel each, in HU; the window's lower edge becomes 0, its upper edge 1. Empty with `quantiles`.
     size : int
         Rows and columns of the image.
     pixel_mm : float or None
@@ -53,6 +74,13 @@ class Preprocessing(Json):
     eight_bit : bool
         Windows with whole-numbered half widths, rounded down to 256 grey levels: the images with which the weights
         that Nguyen et al. published were trained.
+    quantiles : tuple of float
+        In place of windows: rising HU values that become equally spaced from 0 to 1, with straight lines between. One
+        plane, three times.
+    head_square : bool
+        Cuts out the square around the head in each slice, in place of the field of view.
+    blank_below : float
+        Slices with a smaller fraction of pixels between 0 and 80 HU are not read at all; 0 reads every slice.
     """
 
     windows: tuple[tuple[float, float], ...]
@@ -61,15 +89,26 @@ class Preprocessing(Json):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     eight_bit: bool = False
+    quantiles: tuple[float, ...] = ()
+    head_square: bool = False
+    blank_below: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be carried out, with ``ValueError``."""
-        if not self.windows or any(width <= 0 for _, width in self.windows):
+        if not (self.windows or self.quantiles) or any(width <= 0 for _, width in self.windows):
             raise ValueError("preprocessing needs at least one window, each of positive width")
+        if self.quantiles and (
+            self.windows or len(self.quantiles) < 2 or any(not low < high for low, high in pairwise(self.quantiles))
+        ):
+            raise ValueError("quantiles must be at least two rising HU values, without windows beside them")
+        if self.head_square and self.pixel_mm is not None:
+            raise ValueError("the square around the head has no fixed pixel size")
+        if not 0 <= self.blank_below < 1:
+            raise ValueError("blank_below is a fraction of the pixels, from 0 to below 1")
         if self.size < 1 or (self.pixel_mm is not None and self.pixel_mm <= 0):
             raise ValueError("preprocessing needs a positive size and pixel size")
-        if {len(self.mean), len(self.std)} - {0, len(self.windows)} or len(self.mean) != len(self.std):
-            raise ValueError(f"mean and std need one value for each of the {len(self.windows)} windows, or none")
+        if {len(self.mean), len(self.std)} - {0, self.channels} or len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std need one value for each of the {self.channels} channels, or none")
         if any(value <= 0 for value in self.std):
             raise ValueError("std must be positive")
 
@@ -84,10 +123,38 @@ class Preprocessing(Json):
         windows = (BRAIN, SUBDURAL, BONE)
         return cls(windows=windows, size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, eight_bit=eight_bit)
 
+    @classmethod
+    def soft_windows(cls, *, size: int = 256) -> Self:
+        """As Vultur's 2D network (section 6.2.1): brain, subdural and soft tissue window, their own mean and spread."""
+        windows = (BRAIN, WIDER_SUBDURAL, SOFT_TISSUE)
+        return cls(windows=windows, size=size, mean=SOFT_WINDOWS_MEAN, std=SOFT_WINDOWS_STD)
+
+    @classmethod
+    def full_range(cls, *, size: int = 256) -> Self:
+        """As Vultur's 3D network (section 6.2.2): -1000…400 HU to 0…1, minus 0.25. Air is then -0.25."""
+        return cls(windows=(FROM_AIR_TO_BONE,), size=size, mean=(0.25,), std=(1.0,))
+
+    @classmethod
+    def equalised(cls, quantiles: Sequence[float], *, size: int = 256, blank_below: float = 0.02) -> Self:
+        """As Khandelwal and Ganguli (section III): no window, the square around the head, no blank slices.
+
+        Their text drops slices with "less than 20%" of brain; the notebooks it follows cut at 2 %, and only that leaves
+        as many images as the paper counts. `quantiles` as from `equalising_quantiles` of the training slices.
+        """
+        return cls(
+            windows=(),
+            size=size,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            quantiles=tuple(quantiles),
+            head_square=True,
+            blank_below=blank_below,
+        )
+
     @property
     def channels(self) -> int:
         """Channels of the image."""
-        return len(self.windows)
+        return EQUALISED_CHANNELS if self.quantiles else len(self.windows)
 
 
 def prepare(hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> Tensor:
@@ -103,7 +170,11 @@ def prepare(hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preproc
     if hu.ndim != 3 or len(pixel_spacing) != len(hu):
         raise ValueError(f"{len(pixel_spacing)} pixel spacings for slices of shape {tuple(hu.shape)}")
     cuts = _cuts(hu, pixel_spacing, preprocessing)
-    images = _resample(_window(hu, preprocessing), cuts, preprocessing.size)
+    if preprocessing.quantiles:
+        images = _resample(_equalise(hu, preprocessing.quantiles), cuts, preprocessing.size)
+        images = images.repeat(1, EQUALISED_CHANNELS, 1, 1)
+    else:
+        images = _resample(_window(hu, preprocessing), cuts, preprocessing.size)
     if preprocessing.mean:
         mean, std = (torch.tensor(values, device=hu.device) for values in (preprocessing.mean, preprocessing.std))
         images = images.sub_(mean[:, None, None]).div_(std[:, None, None])
@@ -118,6 +189,31 @@ def resample_masks(
     `masks` has shape (n, c, rows, columns), any numeric type.
     """
     return _resample(masks.float(), _cuts(hu, pixel_spacing, preprocessing), preprocessing.size)
+
+
+def brain_fraction(hu: Tensor) -> Tensor:
+    """What part (n,) of each slice (n, rows, columns) lies inside the brain window, between 0 and 80 HU."""
+    return ((hu > 0) & (hu < 80)).float().mean((1, 2))
+
+
+def equalising_quantiles(hu: Tensor, *, bins: int = 100) -> tuple[float, ...]:
+    """HU values that part the pixels of `hu`, of any shape, into `bins` parts of equal size: at most ``bins + 2``.
+
+    They are the middles of the parts, with one value in a thousand beyond either end; equal ones count once.
+    """
+    values = hu.flatten().sort().values
+    inner = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
+    wanted = torch.cat((torch.tensor([0.001], dtype=torch.float64), inner, torch.tensor([0.999], dtype=torch.float64)))
+    chosen = values[(wanted.sort().values * len(values)).long().to(values.device)]
+    return tuple(sorted(set(map(float, chosen.tolist()))))
+
+
+def _equalise(hu: Tensor, quantiles: tuple[float, ...]) -> Tensor:
+    """One plane (n, 1, rows, columns) in 0…1. There are only so many int16 values: a table holds what each becomes."""
+    lowest, highest = torch.iinfo(torch.int16).min, torch.iinfo(torch.int16).max
+    grey = np.interp(np.arange(lowest, highest + 1), quantiles, np.linspace(0, 1, len(quantiles)))
+    table = torch.from_numpy(grey.astype(np.float32)).to(hu.device)
+    return table[hu.int() - lowest][:, None]
 
 
 def _window(hu: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -143,6 +239,8 @@ class _Cut(NamedTuple):
 
 def _cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> list[_Cut]:
     """One cut for each slice, to the nearest whole pixel; it may begin before the slice and end behind it."""
+    if preprocessing.head_square:
+        return _square_cuts(hu, pixel_spacing, preprocessing.size)
     shape = hu.shape[1:]
     centres = [(shape[0] / 2, shape[1] / 2)] * len(pixel_spacing)
     if preprocessing.pixel_mm is not None:
@@ -161,6 +259,41 @@ def _cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessin
         top, left = (round(c - preprocessing.size * s / 2) for c, s in zip(centre, step, strict=True))
         cuts.append(_Cut((top, left), step))
     return cuts
+
+
+def _square_cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], size: int) -> list[_Cut]:
+    """The smallest square, in mm, around the head of each slice; around the whole slice where there is none."""
+    cuts = []
+    for box, (row, column) in zip(_head_boxes(hu), pixel_spacing, strict=True):
+        side_mm = max((box[1] - box[0]) * row, (box[3] - box[2]) * column)
+        step = (side_mm / (size * row), side_mm / (size * column))
+        middle = ((box[0] + box[1]) / 2, (box[2] + box[3]) / 2)
+        top, left = (round(centre - size * s / 2) for centre, s in zip(middle, step, strict=True))
+        cuts.append(_Cut((top, left), step))
+    return cuts
+
+
+def _head_boxes(hu: Tensor) -> list[list[int]]:
+    """Top, bottom (exclusive), left and right (exclusive) of the head in each slice (n, rows, columns).
+
+    What is blurred is the brain window without what saturates it: neither skull nor table make a head.
+    """
+    brain = ((hu.float() - (BRAIN[0] - BRAIN[1] / 2)) / BRAIN[1]).clamp_(0, 1)
+    brain = brain.masked_fill_(brain == 1, 0)[:, None]
+    for axis in (0, 1):
+        reach = round(BLUR * hu.shape[axis + 1] / 2)
+        kernel, padding = [1, 1], [0, 0]
+        kernel[axis], padding[axis] = 2 * reach + 1, reach
+        brain = functional.avg_pool2d(brain, kernel, stride=1, padding=padding, count_include_pad=False)
+    head = brain[:, 0] > BLURRED_BRAIN
+    ends = []
+    for axis, across in ((1, 2), (2, 1)):
+        occupied = head.any(across).int()
+        found = occupied.any(1)
+        ends.append(torch.where(found, occupied.argmax(1), 0))
+        ends.append(torch.where(found, hu.shape[axis] - occupied.flip(1).argmax(1), hu.shape[axis]))
+    boxes: list[list[int]] = torch.stack(ends, 1).tolist()
+    return boxes
 
 
 def _head_centres(hu: Tensor) -> list[tuple[float, float]]:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class EncodedSlice:
 
     place: SlicePlace
     thumbnail: Slice
-    descriptors: dict[str, NDArray[np.float32]]
+    descriptors: dict[str, NDArray[np.floating[Any]]]
 
     @property
     def nbytes(self) -> int:
@@ -256,7 +257,7 @@ class _Unfit:
     reason: str
 
 
-def _encoded(piece: Slice, descriptors: dict[str, NDArray[np.float32]]) -> EncodedSlice:
+def _encoded(piece: Slice, descriptors: dict[str, NDArray[np.floating[Any]]]) -> EncodedSlice:
     small = np.ascontiguousarray(piece.hu[::THUMBNAIL_STEP, ::THUMBNAIL_STEP])
     rows, columns = piece.pixel_spacing
     thumbnail = replace(piece, hu=small, pixel_spacing=(rows * THUMBNAIL_STEP, columns * THUMBNAIL_STEP))

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from inference.models.adjacent import Adjacent, AdjacentConfig
+from inference.models.classifiers import Classifier, ClassifierConfig
 from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
 from inference.models.radnet import RADnet, RadnetConfig
+from inference.models.resnet_2d import Resnet2d, Resnet2dConfig
+from inference.models.resnet_3d import Resnet3d, Resnet3dConfig
 from inference.models.scan_model import ScanModel
 
 if TYPE_CHECKING:
@@ -15,6 +19,10 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
     "radnet": lambda architecture: RADnet(RadnetConfig.from_json(architecture)),
     "cnn_lstm": lambda architecture: CnnLstm(CnnLstmConfig.from_json(architecture)),
+    "adjacent": lambda architecture: Adjacent(AdjacentConfig.from_json(architecture)),
+    "resnet_2d": lambda architecture: Resnet2d(Resnet2dConfig.from_json(architecture)),
+    "resnet_3d": lambda architecture: Resnet3d(Resnet3dConfig.from_json(architecture)),
+    "classifiers": lambda architecture: Classifier(ClassifierConfig.from_json(architecture)),
 }
 """Family → how to make its network from the architecture in a model card. Adding a family is adding a line."""
 
@@ -27,4 +35,20 @@ def build(card: ModelCard) -> ScanModel:
     return FAMILIES[card.family](card.architecture)
 
 
-__all__ = ["FAMILIES", "CnnLstm", "CnnLstmConfig", "RADnet", "RadnetConfig", "ScanModel", "build"]
+__all__ = [
+    "FAMILIES",
+    "Adjacent",
+    "AdjacentConfig",
+    "Classifier",
+    "ClassifierConfig",
+    "CnnLstm",
+    "CnnLstmConfig",
+    "RADnet",
+    "RadnetConfig",
+    "Resnet2d",
+    "Resnet2dConfig",
+    "Resnet3d",
+    "Resnet3dConfig",
+    "ScanModel",
+    "build",
+]

@@ -135,6 +135,7 @@ class CnnLstm(ScanModel):
             raise ValueError(f"unknown trunk {config.trunk!r}; known are {', '.join(TRUNKS)}")
         make, self.descriptor_size = TRUNKS[config.trunk]
         self.size = config.size
+        self.labels = config.labels
         self.trunk = make()
         self.recurrent = nn.LSTM(
             self.descriptor_size,

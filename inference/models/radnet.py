@@ -124,6 +124,7 @@ class RADnet(ScanModel):
     def __init__(self, config: RadnetConfig) -> None:
         super().__init__()
         self.size = config.size
+        self.labels = config.labels
         self.stem = nn.Conv2d(1, config.stem, 3, stride=2, padding=1, bias=False)
         blocks: list[DenseBlock] = []
         for i in range(BLOCKS):

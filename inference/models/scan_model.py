@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 
 class ScanModel(nn.Module, ABC):
-    """A network in two parts: the costly one sees one slice, the cheap one sees the descriptors of a whole scan.
+    """A network in two parts: the first sees one slice, the second sees the descriptors of a whole scan.
 
-    The cut between the two is what lets a node encode slices while the scanner is still sending.
+    The cut between the two is what lets a node encode slices while the scanner is still sending. Usually the first part
+    is the costly one. A network that looks at several slices from its first layer on has nothing to do before its
+    neighbours are there: its descriptor is the image itself, and its second part is the costly one.
 
     Attributes
     ----------
@@ -18,11 +21,30 @@ class ScanModel(nn.Module, ABC):
         One encoded slice is an image of shape (channels, size, size).
     descriptor_size : int
         Length of the descriptor of one slice.
+    labels : int
+        How many logits `decide` gives.
+    descriptor_type : torch.dtype
+        In which descriptors are kept: float32, or float16 where they are images.
+    context : int or None
+        On how many slices before and behind it a slice's logits depend; None: on the whole scan.
+    per_slice : bool
+        Whether there are logits for each slice; if not, one set for the whole scan.
+    costly_decide : bool
+        Whether `decide` is the costly part, to be run in reduced precision and, where `context` allows it, for a few
+        slices at a time.
+    memory_format : torch.memory_format
+        In which the weights lie best.
     """
 
     channels: int
     size: int
     descriptor_size: int
+    labels: int
+    descriptor_type: torch.dtype = torch.float32
+    context: int | None = None
+    per_slice: bool = True
+    costly_decide: bool = False
+    memory_format: torch.memory_format = torch.channels_last
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -30,7 +52,10 @@ class ScanModel(nn.Module, ABC):
 
     @abstractmethod
     def decide(self, descriptors: Tensor) -> Tensor:
-        """Logits (…, s, labels) of the s slices of a scan, in positional order, from descriptors (…, s, d)."""
+        """Logits (…, s, labels) of the s slices of a scan, in positional order, from descriptors (…, s, d).
+
+        They are (…, 1, labels) where there are none for each slice.
+        """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (b, s, labels) of b scans of s slices, and the family's auxiliary maps where it has any.

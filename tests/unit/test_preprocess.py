@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inference.preprocess import BRAIN, IMAGENET_MEAN, IMAGENET_STD, Preprocessing, prepare, resample_masks
+from inference.preprocess import (
+    BRAIN,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    brain_fraction,
+    equalising_quantiles,
+    prepare,
+    resample_masks,
+)
 
 
 def slices(*, count: int = 2, rows: int = 64, columns: int = 64, seed: int = 0) -> Tensor:
@@ -42,6 +51,61 @@ def test_eight_bit_windows_have_whole_numbered_halves_and_256_grey_levels() -> N
     torch.testing.assert_close(levels, levels.round())
     assert levels[8].item() == pytest.approx(0)  # -32 HU: 75 - 215 // 2
     assert levels[9].item() == pytest.approx(1)  # 255 / 214 rounded down
+
+
+def test_the_full_range_maps_air_to_minus_a_quarter_and_bone_to_three_quarters() -> None:
+    hu = torch.tensor([[[-1000, 400], [-300, 3000]]], dtype=torch.int16)
+    image = prepare(hu, pixel_spacing=[(1, 1)], preprocessing=Preprocessing.full_range(size=2))
+    torch.testing.assert_close(image, torch.tensor([[[[-0.25, 0.75], [0.25, 0.75]]]]))
+
+
+def test_equalising_makes_quantiles_equally_spaced_with_straight_lines_between() -> None:
+    hu = torch.tensor([-1024, -1000, -950, 0, 10, 20, 60, 80, 1500, 3000], dtype=torch.int16)
+    chosen = Preprocessing(windows=(), quantiles=QUANTILES, size=10)
+    image = prepare(hu.expand(1, 10, 10), pixel_spacing=[(1, 1)], preprocessing=chosen)
+    expected = torch.tensor([0, 0, 0.5, 2, 2.5, 3, 4.5, 5, 6, 6]) / 6
+    torch.testing.assert_close(image, expected.expand(1, 3, 10, 10))
+
+
+def test_after_equalising_with_its_own_quantiles_a_scan_has_every_grey_equally_often() -> None:
+    hu = (torch.randn(4, 64, 64, generator=torch.Generator().manual_seed(0)) * 300 + 100).to(torch.int16)
+    quantiles = equalising_quantiles(hu)
+    assert len(quantiles) == 102
+    chosen = Preprocessing(windows=(), quantiles=quantiles, size=64)
+    grey = prepare(hu, pixel_spacing=[(1, 1)] * 4, preprocessing=chosen)[:, 0]
+    counts = torch.histc(grey, bins=10, min=0, max=1) / grey.numel()
+    assert counts.min() > 0.09
+    assert counts.max() < 0.11
+
+
+def test_quantiles_of_few_values_are_those_values() -> None:
+    assert equalising_quantiles(torch.tensor([[-1000, -1000, 40, 40]], dtype=torch.int16)) == (-1000.0, 40.0)
+
+
+def test_the_brain_fraction_counts_what_lies_between_0_and_80_hu() -> None:
+    hu = torch.tensor([[[-5, 0, 1, 79], [80, 81, 40, 40]]], dtype=torch.int16)
+    assert brain_fraction(hu).tolist() == [0.5]
+
+
+def test_the_square_around_the_head_fills_the_image_wherever_the_head_lies_and_however_pixels_are_spaced() -> None:
+    hu = torch.full((2, 200, 200), -1000, dtype=torch.int16)
+    hu[0, 20:80, 120:150] = 40
+    hu[1, 100:160, 30:60] = 40
+    hu[:, :, 190:] = 1500  # a table is no head
+    chosen = Preprocessing(windows=(BRAIN,), size=64, head_square=True)
+    images = prepare(hu, pixel_spacing=[(1.0, 2.0)] * 2, preprocessing=chosen)[:, 0]
+    torch.testing.assert_close(images[0], images[1])
+    rows, columns = (images[0].sum(axis) > 0 for axis in (1, 0))
+    shown_rows, shown_columns = int(rows.sum()), int(columns.sum())
+    assert shown_rows == shown_columns, "60 rows of 1 mm are as long as 30 columns of 2 mm"
+    assert 35 < shown_rows <= 64
+    assert abs(int(rows.nonzero().float().mean()) - 31) <= 1
+
+
+def test_a_slice_without_a_head_is_shown_whole() -> None:
+    air = torch.full((1, 40, 40), -1000, dtype=torch.int16)
+    chosen = Preprocessing(windows=(BRAIN,), size=8, head_square=True)
+    assert prepare(air, pixel_spacing=[(1, 1)], preprocessing=chosen).tolist() == torch.zeros(1, 1, 8, 8).tolist()
 
 
 def test_radnet_sees_millimetres_whatever_the_pixel_spacing() -> None:
@@ -104,7 +168,19 @@ def test_a_slice_of_the_size_of_the_image_is_not_resampled(spacing: float) -> No
     assert torch.equal(image, (hu[:, None] / 80).clamp(0, 1))
 
 
-@pytest.mark.parametrize("chosen", [Preprocessing.radnet(size=40, pixel_mm=1.5), Preprocessing.three_windows(size=48)])
+QUANTILES = (-1000.0, -900.0, 0.0, 20.0, 40.0, 80.0, 1500.0)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Preprocessing.radnet(size=40, pixel_mm=1.5),
+        Preprocessing.three_windows(size=48),
+        Preprocessing.soft_windows(size=48),
+        Preprocessing.full_range(size=48),
+        Preprocessing.equalised(QUANTILES, size=48),
+    ],
+)
 def test_a_slice_gives_the_same_image_alone_and_among_others(chosen: Preprocessing) -> None:
     hu = slices(count=3)
     spacing = [(0.9, 0.9), (4.5, 4.5), (1.1, 0.7)]
@@ -124,7 +200,11 @@ def test_masks_follow_the_slice_they_belong_to() -> None:
 
 
 def test_preprocessing_survives_a_round_trip_through_json_text() -> None:
-    for chosen in (Preprocessing.radnet(), Preprocessing.three_windows(size=256, eight_bit=True)):
+    for chosen in (
+        Preprocessing.radnet(),
+        Preprocessing.three_windows(size=256, eight_bit=True),
+        Preprocessing.equalised(QUANTILES),
+    ):
         assert Preprocessing.from_json(json.loads(json.dumps(chosen.to_json()))) == chosen
 
 
@@ -138,10 +218,15 @@ def test_preprocessing_survives_a_round_trip_through_json_text() -> None:
         {"windows": (BRAIN,), "size": 8, "mean": (0.5, 0.5), "std": (1.0, 1.0)},
         {"windows": (BRAIN,), "size": 8, "mean": (0.5,)},
         {"windows": (BRAIN,), "size": 8, "mean": (0.5,), "std": (0.0,)},
+        {"windows": (BRAIN,), "size": 8, "quantiles": (0.0, 1.0)},
+        {"windows": (), "size": 8, "quantiles": (0.0,)},
+        {"windows": (), "size": 8, "quantiles": (0.0, 0.0)},
+        {"windows": (BRAIN,), "size": 8, "pixel_mm": 1.0, "head_square": True},
+        {"windows": (BRAIN,), "size": 8, "blank_below": 1.0},
     ],
 )
 def test_impossible_preprocessing_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"preprocessing|mean and std|std must"):
+    with pytest.raises(ValueError, match=r"preprocessing|mean and std|std must|quantiles|square|blank_below"):
         Preprocessing.from_json(wrong)
 
 

@@ -1,0 +1,91 @@
+"""What the scores of one model say about one scan: findings, slice readings and key slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.card import ModelCard
+from inference.decision import KEY_SLICES, ScanDecision, judge
+from inference.place import SlicePlace
+from inference.result import Finding, SliceReading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """The part of a `ModelReading` that comes from the scores."""
+
+    rule: str
+    findings: tuple[Finding, ...]
+    slices: tuple[SliceReading, ...]
+    key_slices: tuple[str, ...]
+
+
+def of_slices(card: ModelCard, scores: NDArray[np.floating[Any]], places: Sequence[SlicePlace]) -> Said:
+    """What follows from the scores (s, labels) of the slices at `places`, under the card's scan rule."""
+    verdicts = [_verdict(card, label, scores[:, i], places) for i, label in enumerate(card.labels)]
+    return Said(
+        rule=verdicts[0].rule,
+        findings=_findings(card, verdicts),
+        slices=tuple(_slice_reading(card, *pair) for pair in zip(places, scores, strict=True)),
+        key_slices=_key_slices(verdicts, places),
+    )
+
+
+def of_whole(card: ModelCard, scores: NDArray[np.floating[Any]]) -> Said:
+    """What follows from the scores (1, labels) of a network that says nothing about single slices."""
+    verdicts = [_verdict_on_whole(float(scores[0, i]), card.thresholds[label]) for i, label in enumerate(card.labels)]
+    return Said(rule=verdicts[0].rule, findings=_findings(card, verdicts), slices=(), key_slices=())
+
+
+def _verdict(
+    card: ModelCard, label: str, scores: NDArray[np.floating[Any]], places: Sequence[SlicePlace]
+) -> ScanDecision:
+    return judge(
+        scores,
+        positions_mm=[place.position_mm for place in places],
+        thickness_mm=[place.thickness_mm for place in places],
+        rule=card.rule,
+        threshold=card.thresholds[label],
+    )
+
+
+def _verdict_on_whole(score: float, threshold: float) -> ScanDecision:
+    present = score >= threshold
+    # Rounded down, so that a score below the threshold never reads like the threshold.
+    seen = f"{math.floor(score * 100) / 100:.2f}"
+    rule = f"the scan as a whole {seen}, {'at or above' if present else 'below'} {threshold:.2f}"
+    return ScanDecision(score=score, present=present, rule=rule, key_slices=())
+
+
+def _findings(card: ModelCard, verdicts: Sequence[ScanDecision]) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            label=label,
+            present=verdict.present,
+            score=verdict.score,
+            threshold=card.thresholds[label],
+            calibrated=card.calibrated,
+        )
+        for label, verdict in zip(card.labels, verdicts, strict=True)
+    )
+
+
+def _slice_reading(card: ModelCard, place: SlicePlace, scores: NDArray[np.floating[Any]]) -> SliceReading:
+    return SliceReading(
+        sop_instance_uid=place.sop_instance_uid,
+        frame=place.frame,
+        position_mm=place.position_mm,
+        scores=dict(zip(card.labels, map(float, scores), strict=True)),
+    )
+
+
+def _key_slices(verdicts: Sequence[ScanDecision], places: Sequence[SlicePlace]) -> tuple[str, ...]:
+    """The instances that carried the decisions, those of the first label first; each once, at most five."""
+    indices = [index for verdict in verdicts for index in verdict.key_slices]
+    return tuple(dict.fromkeys(places[index].sop_instance_uid for index in indices))[:KEY_SLICES]
