@@ -28,6 +28,9 @@ app = typer.Typer(
     help="A DICOM node that reads head CT on arrival, flags intracranial haemorrhage and files a Structured Report.",
 )
 
+weights_app = typer.Typer(no_args_is_help=True, help="Weights as model directories.")
+app.add_typer(weights_app, name="weights")
+
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 StudyArgument = Annotated[str, typer.Argument(help="A Study Instance UID, or its unmistakable beginning or end.")]
@@ -281,6 +284,32 @@ def models(
 
     facts = offline.models(config.load(config_path) if config_path else Settings())
     _print(facts, tables.models(facts), as_json=as_json)
+
+
+@weights_app.command("import")
+def import_weights(
+    source: Annotated[Path, typer.Argument(help="A local .pth, .pt or .safetensors file; never unpickled.")],
+    out: Annotated[Path, typer.Argument(help="The model directory to write.")],
+    family: Annotated[str, typer.Option(help="radnet, cnn_lstm, adjacent, resnet_2d, resnet_3d or classifiers.")],
+    architecture: Annotated[str, typer.Option(help='The network, as JSON: {"trunk": "resnet50"}.')] = "{}",
+    sha256: Annotated[str, typer.Option(help="What the file's digest must be.")] = "",
+    partial: Annotated[bool, typer.Option(help="Let a part of the network be filled in part.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a model directory from published or your own weights: read, renamed, checked, with a card."""
+    from node import offline
+
+    try:
+        wanted = json.loads(architecture)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--architecture {architecture!r}: not JSON: {error}") from error
+    facts = offline.import_weights(
+        source, family=family, architecture=wanted, out=out, sha256=sha256, partial=partial
+    )  # fmt: skip
+    lines = [f"{facts['directory']}: {facts['layout']} weights, SHA-256 {facts['sha256']}"]
+    lines += [f"untrained: {', '.join(facts['untrained'])}"] if facts["untrained"] else []
+    lines += [f"left out: {', '.join(facts['dropped'])}"] if facts["dropped"] else []
+    _print(facts, "\n".join(lines), as_json=as_json)
 
 
 def _remote(to: str, config_path: Path) -> RemoteSection:

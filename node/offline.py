@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from pydicom.errors import InvalidDicomError
 from rich.progress import Progress
 
 from db.schema import now
+from inference import importing
+from inference.card import ModelError
 from inference.result import Completeness, StudyResult
 from inference.series import Criteria, facts, select
 from inference.study import Stored, StudyReader
@@ -108,6 +110,31 @@ def _evidence(result: StudyResult, stored: Sequence[Stored]) -> list[Dataset]:
     keys = set(key_slice_uids(result))
     chosen: Iterable[Stored] = [s for s in stored if s.facts.sop_instance_uid in keys] or stored[:1]
     return [dcmread(s.path, stop_before_pixels=True) for s in chosen]
+
+
+def import_weights(
+    source: Path, *, family: str, architecture: Mapping[str, Any], out: Path, sha256: str, partial: bool
+) -> dict[str, Any]:
+    """`out` is a model directory with the weights of `source`; what was taken, left out and left untrained.
+
+    Raises
+    ------
+    ConfigError
+        The file is not weights of this network; the message names what is missing or too much.
+    """
+    try:
+        imported = importing.import_weights(
+            source, family=family, architecture=architecture, out=out, sha256=sha256, partial=partial
+        )
+    except ModelError as error:
+        raise ConfigError(str(error)) from error
+    return {
+        "directory": str(out),
+        "layout": imported.layout,
+        "untrained": list(imported.untrained),
+        "dropped": list(imported.dropped),
+        "sha256": imported.card.sha256,
+    }
 
 
 def models(settings: Settings) -> list[dict[str, Any]]:
