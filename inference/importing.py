@@ -126,25 +126,29 @@ def import_weights(
     renamed, dropped = _renamed(found, layout, expected)
     untrained = _require_fit(renamed, expected, source, partial=partial)
     state = expected | {key: value.float() if value.is_floating_point() else value for key, value in renamed.items()}
-    card = ModelCard(
-        name=name or family,
-        family=family,
-        version=digest[:12],
-        architecture=dict(architecture),
-        preprocessing=preprocessing or _usual_preprocessing(family, network.size, layout),
-        labels=labels or _usual_labels(network.labels),
-        thresholds=dict.fromkeys(labels or _usual_labels(network.labels), 0.5),
-        rule=ScanRule(run=3) if family == "radnet" else ScanRule(max=True),
-        demonstration=True,
-        intended_use=INTENDED_USE,
-        provenance=Provenance(
-            recipe=f"imported, layout {layout}",
-            data=f"{source.name}, SHA-256 {digest}",
-            seed=seed if untrained else None,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
-        figures={"untrained": list(untrained)},
-    )
+    labels = labels or _usual_labels(network.labels)
+    try:
+        card = ModelCard(
+            name=name or family,
+            family=family,
+            version=digest[:12],
+            architecture=dict(architecture),
+            preprocessing=preprocessing or _usual_preprocessing(family, network.size, layout),
+            labels=labels,
+            thresholds=dict.fromkeys(labels, 0.5),
+            rule=ScanRule(run=3) if family == "radnet" else ScanRule(max=True),
+            demonstration=True,
+            intended_use=INTENDED_USE,
+            provenance=Provenance(
+                recipe=f"imported, layout {layout}",
+                data=f"{source.name}, SHA-256 {digest}",
+                seed=seed if untrained else None,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+            ),
+            figures={"untrained": list(untrained)},
+        )
+    except ValueError as error:
+        raise ImportRefused(f"{source}: {error}") from error
     return Imported(card=save(out, card, state), layout=layout, untrained=untrained, dropped=dropped)
 
 

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from inference.card import load
+from inference.card import ModelError, load
 from inference.importing import Imported, ImportRefused, import_weights
 from inference.models import FAMILIES, ScanModel
 from inference.models.cnn_lstm import SEResNeXt50
@@ -247,6 +247,17 @@ torch.save({{"conv1.weight": torch.zeros(64, 3, 7, 7), "evil": Evil()}}, {str(so
     with pytest.raises(ImportRefused, match="no file of plain tensors"):
         into(tmp_path, source)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [(("bleed",), "expected some of any"), ((ANY,), "6 outputs, the card names 1 labels")]
+)
+def test_labels_that_the_network_cannot_have_are_refused(
+    tmp_path: Path, imagenet: dict[str, Tensor], labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        into(tmp_path, write(tmp_path / "resnet18.pth", imagenet), labels=labels)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_file_with_another_digest_than_expected_is_refused(tmp_path: Path, imagenet: dict[str, Tensor]) -> None:
