@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from db.errors import DatabaseError
@@ -269,9 +269,8 @@ def infer(
         log.configure(level="warning", part="infer")
     with _progress(disable=as_json) as progress:
         results = offline.infer(folder, settings=settings, sr=sr, progress=progress)
-    for result in results:
-        facts = result.to_json()
-        _print(facts, tables.offline(facts), as_json=as_json)
+    facts = [result.to_json() for result in results]
+    _print(facts, Group(*map(tables.offline, facts)), as_json=as_json)
 
 
 @app.command()

@@ -23,7 +23,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def head_ct() -> Path:
     """A folder with a real head CT, where one is at hand (HEMONODE_HEAD_CT names another)."""
     default = Path(__file__).parents[2] / "shared" / "data" / "head_ct_ge"
@@ -33,7 +33,7 @@ def head_ct() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def peer() -> Callable[..., None]:
     """``peer("storescu")`` skips the test where a program is missing, and fails it where every peer is required."""
 

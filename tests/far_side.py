@@ -116,19 +116,20 @@ class FarSide:
 
     def _store(self, event: Event) -> int:
         at = time.monotonic()
-        encoded = event.encoded_dataset()
-        report = dcmread(BytesIO(encoded))
+        request: Any = event.request
+        report = dcmread(BytesIO(event.encoded_dataset()))
         uid = str(report.SOPInstanceUID)
         with self._lock:
             if self.refusing:
                 return self._hear(at, "C-STORE", uid, REFUSED, report)
-            self.contents.setdefault(uid, set()).add(hashlib.sha256(event.request.DataSet.getvalue()).hexdigest())
+            self.contents.setdefault(uid, set()).add(hashlib.sha256(request.DataSet.getvalue()).hexdigest())
             self.reports.setdefault(uid, report)
             return self._hear(at, "C-STORE", uid, SUCCESS, report)
 
     def _create(self, event: Event) -> tuple[int, Dataset | None]:
         at = time.monotonic()
-        uid, item = str(event.request.AffectedSOPInstanceUID), event.attribute_list
+        request: Any = event.request
+        uid, item = str(request.AffectedSOPInstanceUID), event.attribute_list
         with self._lock:
             status = DUPLICATE if uid in self.items else SUCCESS
             self.items.setdefault(uid, item)
@@ -136,7 +137,8 @@ class FarSide:
 
     def _set(self, event: Event) -> tuple[int, Dataset | None]:
         at = time.monotonic()
-        uid, changes = str(event.request.RequestedSOPInstanceUID), event.modification_list
+        request: Any = event.request
+        uid, changes = str(request.RequestedSOPInstanceUID), event.modification_list
         with self._lock:
             item = self.items.get(uid)
             if item is None:
@@ -148,7 +150,8 @@ class FarSide:
 
     def _get(self, event: Event) -> tuple[int, Dataset | None]:
         at = time.monotonic()
-        uid = str(event.request.RequestedSOPInstanceUID)
+        request: Any = event.request
+        uid = str(request.RequestedSOPInstanceUID)
         with self._lock:
             item = self.items.get(uid)
             if item is None:

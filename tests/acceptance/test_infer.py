@@ -17,23 +17,28 @@ def config(tmp_path: Path, finding_everything: dict[str, Path]) -> Path:
     return write_config(tmp_path, models=finding_everything)
 
 
-def test_a_folder_is_read_and_its_report_written(config: Path, exams: Exams, tmp_path: Path) -> None:
-    exam = exams.new("localizer", "axial")
-    done = command("infer", exam.folder, "--config", config, "--sr", tmp_path / "sr.dcm", "--json")
+def test_every_study_of_a_folder_is_read_and_what_cannot_be_is_said_with_its_reason(config: Path, exams: Exams) -> None:
+    localizers, whole = exams.new("localizer"), exams.new("localizer", "axial")
+    for path in localizers.files:
+        path.rename(whole.folder / f"other-{path.name}")
+    done = command("infer", whole.folder, "--config", config, "--json")
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert (result["study_uid"], result["outcome"]) == (exam.study_uid, "positive")
-    assert {choice["code"] for choice in result["series"]} == {"chosen", "localizer"}
+    results = {result["study_uid"]: result for result in json.loads(done.stdout)}
+    assert set(results) == {localizers.study_uid, whole.study_uid}
+    assert results[whole.study_uid]["outcome"] == "positive"
+    assert {choice["code"] for choice in results[whole.study_uid]["series"]} == {"chosen", "localizer"}
+    assert results[localizers.study_uid]["outcome"] == "not_analysed"
+    assert "localizer" in results[localizers.study_uid]["reason"]
+
+
+def test_a_study_is_told_to_people_and_its_report_written(config: Path, exams: Exams, tmp_path: Path) -> None:
+    exam = exams.new()
+    done = command("infer", exam.folder, "--config", config, "--sr", tmp_path / "sr.dcm")
+    assert done.returncode == 0, done.stderr
+    assert "positive" in done.stdout
+    assert "NOT FOR CLINICAL USE" in done.stdout
     report = dcmread(tmp_path / "sr.dcm")
     assert (report.StudyInstanceUID, report.Modality) == (exam.study_uid, "SR")
-
-
-def test_what_cannot_be_read_is_said_with_its_reason(config: Path, exams: Exams) -> None:
-    done = command("infer", exams.new("localizer").folder, "--config", config)
-    assert done.returncode == 0, done.stderr
-    said = " ".join(done.stdout.split())
-    assert "not_analysed" in said
-    assert "a localizer" in said
 
 
 def test_a_folder_without_images_is_an_error_of_one_line(config: Path, tmp_path: Path) -> None:
@@ -46,7 +51,7 @@ def test_a_folder_without_images_is_an_error_of_one_line(config: Path, tmp_path:
 def test_the_real_head_is_read_and_reported(head_ct: Path, config: Path, tmp_path: Path) -> None:
     done = command("infer", head_ct, "--config", config, "--sr", tmp_path / "sr.dcm", "--json")
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    (result,) = json.loads(done.stdout)
     assert result["outcome"] == "positive"
     assert all(len(reading["slices"]) == 28 for reading in result["readings"])
     assert dcmread(tmp_path / "sr.dcm").StudyInstanceUID == result["study_uid"]

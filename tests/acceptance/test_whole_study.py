@@ -188,6 +188,17 @@ def test_the_send_command_sends_a_folder_and_studies_lists_it_first(node: Runnin
     assert [(r["study_uid"], r["outcome"], r["instances"]) for r in row] == [(exam.study_uid, "positive", 16)]
 
 
+def test_the_real_head_is_read_flagged_and_reported(node: RunningNode, head_ct: Path, far_side: FarSide) -> None:
+    files = sorted(head_ct.glob("*.dcm"))
+    Scanner(port=node.port).send(files)
+    study_uid = str(dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)
+    story = node.ended(study_uid)
+    assert [len(reading["slices"]) for reading in story["results"][-1]["readings"]] == [28, 28]
+    (item,) = far_side.items_of(study_uid)
+    assert item.ScheduledProcedureStepPriority == "HIGH"
+    assert len(far_side.reports_of(study_uid)) == 1
+
+
 def test_status_shows_every_part_alive_and_nothing_left_over(node: RunningNode, whole: Exam) -> None:
     facts = node.json("status")
     assert {part["name"]: part["alive"] for part in facts["parts"]} == dict.fromkeys(
