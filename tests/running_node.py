@@ -197,7 +197,9 @@ class RunningNode:
     def wait(self, *, within: float = 60) -> int:
         """The exit code of `serve`, once it has ended."""
         assert self._process is not None
-        return self._process.wait(timeout=within)
+        process = self._process
+        wait_for(lambda: process.poll() is not None, what="serve to end", within=within, also=lambda: self.log)
+        return int(process.returncode)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """The exit code of `serve` after it was told to stop."""
@@ -206,13 +208,15 @@ class RunningNode:
 
     def close(self) -> None:
         """Nothing of the node runs any more, whatever happened."""
-        if self.running():
-            self.stop()
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        try:
+            if self.running():
+                self.stop()
+        finally:
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+            if self._database is not None:
+                self._database.close()
+                self._database = None
 
     def run(self, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """One command with this node's configuration has run to its end."""
