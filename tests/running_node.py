@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 QUICK: dict[str, dict[str, Any]] = {
     "receive": {"disk_watermark_mb": 0, "disk_reserve_mb": 0},
-    "assemble": {"settle_time": 0.3, "quiet_time": 1.5, "limit": 60, "tick": 0.1},
+    "assemble": {"settle_time": 0.3, "quiet_time": 2.5, "limit": 60, "tick": 0.1},
     "read": {"device": "cpu", "workers": 1, "lease": 6, "attempts": 5},
-    "deliver": {"attempts": 3, "first_retry": 0.2, "longest_retry": 1, "timeout": 5, "lease": 6},
+    "deliver": {"attempts": 8, "first_retry": 0.2, "longest_retry": 1, "timeout": 5, "lease": 6},
 }
 """Settings under which nothing waits longer than a test should."""
 
