@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 QUICK: dict[str, dict[str, Any]] = {
     "receive": {"disk_watermark_mb": 0, "disk_reserve_mb": 0},
-    "assemble": {"settle_time": 0.3, "quiet_time": 1.5, "limit": 60, "tick": 0.1},
+    "assemble": {"settle_time": 0.3, "quiet_time": 2.5, "limit": 60, "tick": 0.1},
     "read": {"device": "cpu", "workers": 1, "lease": 6, "attempts": 5},
-    "deliver": {"attempts": 3, "first_retry": 0.2, "longest_retry": 1, "timeout": 5, "lease": 6},
+    "deliver": {"attempts": 8, "first_retry": 0.2, "longest_retry": 1, "timeout": 5, "lease": 6},
 }
 """Settings under which nothing waits longer than a test should."""
 
@@ -197,7 +197,9 @@ class RunningNode:
     def wait(self, *, within: float = 60) -> int:
         """The exit code of `serve`, once it has ended."""
         assert self._process is not None
-        return self._process.wait(timeout=within)
+        process = self._process
+        wait_for(lambda: process.poll() is not None, what="serve to end", within=within, also=lambda: self.log)
+        return int(process.returncode)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """The exit code of `serve` after it was told to stop."""
@@ -206,13 +208,15 @@ class RunningNode:
 
     def close(self) -> None:
         """Nothing of the node runs any more, whatever happened."""
-        if self.running():
-            self.stop()
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        try:
+            if self.running():
+                self.stop()
+        finally:
+            for pid in self.processes():
+                os.kill(pid, signal.SIGKILL)
+            if self._database is not None:
+                self._database.close()
+                self._database = None
 
     def run(self, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """One command with this node's configuration has run to its end."""

@@ -39,6 +39,7 @@ def node(
         tmp_path_factory.mktemp("node"),
         models=finding_nothing,
         ups=[far_side.remote("ris"), away.remote("ris-away")],
+        changes={"deliver": {"attempts": 3}},
         destinations=[far_side.remote("pacs"), away.remote("pacs-away"), full.remote("pacs-full")],
     ) as running:
         yield running

@@ -67,7 +67,9 @@ def test_a_port_in_use_stops_the_start_and_is_named(tmp_path: Path, finding_noth
         whole = serve(config)
     assert alone.returncode == whole.returncode == CANNOT_START
     assert str(port) in one_line(alone)
-    assert str(port) in whole.stderr
+    said = [line for line in whole.stderr.splitlines() if line.startswith("hemonode: ")]
+    assert str(port) in said[0], "the part that cannot start says why"
+    assert "receive" in said[-1], "and the node says which part it was"
     assert "Traceback" not in whole.stderr
     assert RunningNode(config).processes() == {}
 

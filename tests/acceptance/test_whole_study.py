@@ -145,6 +145,23 @@ def test_a_late_slice_opens_revision_2_whose_report_names_the_first_and_the_flag
     assert [row["study_uid"] for row in node.json("worklist")].count(exam.study_uid) == 1
 
 
+def test_a_study_with_a_gap_is_read_as_incomplete_and_says_where(
+    node: RunningNode, exams: Exams, far_side: FarSide
+) -> None:
+    exam = exams.new()
+    Scanner(port=node.port).send([path for number, path in enumerate(exam.files) if number != 8])
+    story = node.ended(exam.study_uid)
+    assert not story["completeness"]["complete"]
+    (missing,) = story["completeness"]["missing"]
+    assert "1 slice" in missing
+    (item,) = far_side.items_of(exam.study_uid)
+    assert (item.ScheduledProcedureStepPriority, item.ProcedureStepLabel) == (
+        "HIGH",
+        "ICH suspected (incomplete study)",
+    )
+    assert missing in item.CommentsOnTheScheduledProcedureStep
+
+
 def test_the_report_that_comes_back_from_the_pacs_and_slices_sent_again_change_nothing(
     node: RunningNode, whole: Exam, far_side: FarSide, tmp_path: Path
 ) -> None:
