@@ -1,0 +1,167 @@
+"""Scans are prepared as in serving, dealt by patient, and drawn so that images, masks and labels stay together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inference import preprocess
+from inference.preprocess import Preprocessing
+from inference.result import SUBTYPES
+from training import dataset
+from training.augment import Ranges, cutmix, draw, warp
+from training.dataset import Sampler, Sampling, Scan, refuse_overlap, split
+from training.errors import DataError, LeakageError
+from training.heads import Heads
+
+SMALL = Preprocessing.radnet(size=40, pixel_mm=5.0)
+STILL = Ranges(rotation=0, flip=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """A grey square head of 160 mm; each positive slice has a bright square at its left (low columns)."""
+
+    seed: int
+    positive: tuple[int, ...] = (3, 4, 5)
+    slices: int = 8
+    pixel_spacing: tuple[float, float] = (2.5, 2.5)
+
+    @property
+    def hu(self) -> np.ndarray:
+        hu = np.full((self.slices, 80, 80), -1000, np.int16)
+        hu[:, 8:72, 8:72] = 30
+        hu += np.random.default_rng(self.seed).integers(-3, 4, hu.shape, dtype=np.int16)
+        hu[self.masks.any(0)] = 70
+        return hu
+
+    @property
+    def masks(self) -> np.ndarray:
+        masks = np.zeros((5, self.slices, 80, 80), bool)
+        for place in self.positive:
+            masks[self.seed % 5, place, 30:42, 16:28] = True
+        return masks
+
+    @property
+    def labels(self) -> np.ndarray:
+        found = self.masks.any((2, 3)).T.astype(np.float32)
+        return np.concatenate([found.max(1, keepdims=True), found], 1)
+
+
+def blocks(folder: Path, seed: int, **kind: object) -> Scan:
+    study = Blocks(seed=seed, **kind)  # type: ignore[arg-type]
+    place = folder / str(seed)
+    dataset.prepare(study, place, patient=f"p{seed}", group="blocks", preprocessing=SMALL)
+    return dataset.load(place)
+
+
+def test_a_prepared_scan_is_what_serving_makes_of_the_same_slices(tmp_path: Path) -> None:
+    scan, study = blocks(tmp_path, 1), Blocks(seed=1)
+    served = preprocess.prepare(
+        torch.from_numpy(study.hu), pixel_spacing=[study.pixel_spacing] * study.slices, preprocessing=SMALL
+    )
+    assert np.abs(scan.images - served.numpy()).max() < 1e-3
+    assert scan.facts.pixel_mm == 5.0
+    assert (scan.labels == study.labels).all()
+
+
+def test_the_masks_lie_over_the_blood(tmp_path: Path) -> None:
+    scan = blocks(tmp_path, 2)
+    found = dataset.unpack(scan.masks).numpy()
+    assert found.shape == (8, len(SUBTYPES), 40, 40)
+    assert found[:, 2].sum() == 3 * 36
+    assert found.sum() == found[:, 2].sum()
+    assert (scan.images[:, 0][found[:, 2] == 1] > 0.7).all()
+
+
+def test_no_patient_stands_on_two_sides_and_more_patients_move_nobody() -> None:
+    names = [f"p{i}" for i in range(400)]
+    groups = split(names, shares=(0.7, 0.2, 0.1), seed=5)
+    assert sorted(name for group in groups for name in group) == sorted(names)
+    assert [len(group) / 400 for group in groups] == pytest.approx([0.7, 0.2, 0.1], abs=0.06)
+    wider = split([*names, *(f"q{i}" for i in range(100))], shares=(0.7, 0.2, 0.1), seed=5)
+    assert all(set(few) <= set(many) for few, many in zip(groups, wider, strict=True))
+    assert split(names, shares=(0.7, 0.2, 0.1), seed=6) != groups
+
+
+def test_an_overlap_of_patients_is_refused(tmp_path: Path) -> None:
+    one, other = blocks(tmp_path, 1), blocks(tmp_path, 2)
+    refuse_overlap([one], [other])
+    with pytest.raises(LeakageError, match="p1"):
+        refuse_overlap([one, other], [one])
+
+
+def test_training_without_bleeding_or_without_its_absence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        Sampler([blocks(tmp_path, 1, positive=())], Sampling(runs=1, slices=1, side=40))
+
+
+def test_the_same_generator_state_gives_the_same_batch_and_another_gives_another(tmp_path: Path) -> None:
+    sampling = Sampling(
+        runs=4, slices=3, side=40, ranges=Ranges(scale=0.1, shift=0.1, noise=0.05, gain=0.1, offset=0.1)
+    )
+    sampler = Sampler([blocks(tmp_path, i) for i in range(3)], sampling)
+    first, again, other = (sampler.batch(torch.Generator().manual_seed(s)).images for s in (1, 1, 2))
+    assert first.shape == (4, 3, 1, 40, 40)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_as_many_runs_as_asked_hold_bleeding_and_short_scans_give_short_runs(tmp_path: Path) -> None:
+    scans = [blocks(tmp_path, 0), blocks(tmp_path, 1, slices=5, positive=(2,))]
+    always = Sampler(scans, Sampling(runs=24, slices=6, side=40, positive=1.0, ranges=STILL))
+    batch = always.batch(torch.Generator().manual_seed(0))
+    assert batch.labels.shape[1] == 5
+    assert (batch.labels[..., 0].amax(1) == 1).all()
+
+
+def test_the_masks_move_with_the_images(tmp_path: Path) -> None:
+    ranges = Ranges(rotation=40, scale=0.2, shift=0.1)
+    sampler = Sampler([blocks(tmp_path, 1)], Sampling(runs=16, slices=2, side=40, positive=1.0, ranges=ranges))
+    batch = sampler.batch(torch.Generator().manual_seed(3))
+    blood = batch.masks.sum(2) > 0.99
+    assert blood.any()
+    assert (batch.images[:, :, 0][blood] > 0.75).all()
+    assert float((batch.images[:, :, 0] > 0.75)[batch.masks.sum(2) == 0].float().mean()) == 0
+
+
+def test_the_labels_of_a_crop_are_what_is_inside_it(tmp_path: Path) -> None:
+    sampling = Sampling(runs=60, slices=1, side=10, crop=0.25, positive=0.5, ranges=STILL)
+    batch = Sampler([blocks(tmp_path, 1)], sampling).batch(torch.Generator().manual_seed(4))
+    inside = batch.masks.sum((2, 3, 4)) * 25 >= 12
+    assert torch.equal(batch.labels[..., 0] == 1, inside)
+    assert 0 < int(inside.sum()) < 60
+    assert torch.equal(batch.labels[..., 2], batch.labels[..., 0])
+
+
+def test_nothing_changes_without_ranges_and_a_flip_mirrors_columns() -> None:
+    planes, generator = torch.rand(2, 3, 9, 9), torch.Generator().manual_seed(0)
+    assert torch.allclose(warp(planes, draw(STILL, generator=generator), side=9), planes, atol=1e-5)
+    mirror = draw(Ranges(rotation=0, flip=1), generator=generator)
+    assert torch.allclose(warp(planes, mirror, side=9), planes.flip(-1), atol=1e-5)
+
+
+def test_what_lies_beyond_the_edge_is_filled() -> None:
+    fill = torch.tensor([0.3, -2.0])[:, None, None]
+    shifted = warp(torch.ones(1, 2, 8, 8), torch.tensor([[1.0, 0, 5.0], [0, 1, 0]]), side=8, fill=fill)
+    assert torch.allclose(shifted, fill.expand(1, 2, 8, 8))
+
+
+def test_cutmix_mixes_labels_by_the_pasted_area() -> None:
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 1, 16, 16)
+    labels = torch.eye(6)
+    mixed, shares = cutmix(images, labels, alpha=1, generator=torch.Generator().manual_seed(8))
+    for i in range(6):
+        expected = torch.stack([(mixed[i] == value).float().mean() for value in range(6)])
+        assert torch.allclose(shares[i], expected, atol=1e-6)
+
+
+def test_a_population_of_heads_is_the_same_each_time_and_mixes_what_it_lists() -> None:
+    heads = Heads(first=1, count=60)
+    drawn = [heads.spec(seed) for seed in range(1, 61)]
+    assert drawn == [heads.spec(seed) for seed in range(1, 61)]
+    assert {preset for preset, _ in drawn} == {"easy", "real"}
+    assert {spec.size for _, spec in drawn} == {256, 512}
+    assert {spec.thickness_mm for _, spec in drawn} == {3.0, 4.0, 5.0, 6.0}

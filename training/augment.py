@@ -1,0 +1,101 @@
+"""Random changes of images and masks: one draw for a whole run of slices, one interpolation for everything."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """From which ranges the changes are drawn."""
+
+    rotation: float = 15.0
+    """Degrees to either side (Grewal et al. 2018, section 2.2.3)."""
+    flip: float = 0.5
+    """Chance of a left-right flip."""
+    scale: float = 0.0
+    """Share by which the image grows or shrinks at most."""
+    shift: float = 0.0
+    """Share of the side by which the image moves at most."""
+    noise: float = 0.0
+    """Largest standard deviation of added white noise, in the units of the image."""
+    gain: float = 0.0
+    """Share by which contrast changes at most."""
+    offset: float = 0.0
+    """Largest constant added, in the units of the image."""
+
+
+def draw(
+    ranges: Ranges, *, generator: torch.Generator, centre: tuple[float, float] = (0.0, 0.0), zoom: float = 1.0
+) -> Tensor:
+    """Draw one map from the result's coordinates to the image's, both −1..1 along x and y.
+
+    Parameters
+    ----------
+    centre : (float, float)
+        Where in the image (x, y) the middle of the result looks: a crop is a `centre` and a `zoom`.
+    zoom : float
+        Side of the result as a share of the image's side.
+
+    Returns
+    -------
+    Tensor
+        Shape (2, 3), as ``torch.nn.functional.affine_grid`` takes it.
+    """
+    u = torch.rand(5, generator=generator).tolist()
+    angle = math.radians(ranges.rotation * (2 * u[0] - 1))
+    size = zoom * (1 + ranges.scale * (2 * u[1] - 1))
+    mirror = -1.0 if u[2] < ranges.flip else 1.0
+    x = centre[0] + 2 * ranges.shift * (2 * u[3] - 1)
+    y = centre[1] + 2 * ranges.shift * (2 * u[4] - 1)
+    cos, sin = size * math.cos(angle), size * math.sin(angle)
+    return torch.tensor([[mirror * cos, -sin, x], [mirror * sin, cos, y]])
+
+
+def warp(planes: Tensor, transform: Tensor, *, side: int, fill: Tensor | float = 0.0) -> Tensor:
+    """Planes ``(n, channels, rows, columns)`` seen through `transform`, `side` pixels square, `fill` beyond the edge.
+
+    `fill` is a number or one number for each channel, shape ``(channels, 1, 1)``.
+    """
+    grid: Tensor = functional.affine_grid(
+        transform.expand(len(planes), 2, 3), [len(planes), planes.shape[1], side, side], align_corners=False
+    )
+    warped: Tensor = functional.grid_sample(planes - fill, grid, mode="bilinear", align_corners=False)
+    return warped.add(fill)
+
+
+def perturb(images: Tensor, ranges: Ranges, *, generator: torch.Generator) -> Tensor:
+    """Images with another contrast, brightness and noise, drawn once for the run."""
+    u = torch.rand(3, generator=generator).tolist()
+    changed: Tensor = images * (1 + ranges.gain * (2 * u[0] - 1)) + ranges.offset * (2 * u[1] - 1)
+    if ranges.noise:
+        changed = changed + torch.randn(images.shape, generator=generator) * (ranges.noise * u[2])
+    return changed
+
+
+def cutmix(images: Tensor, labels: Tensor, *, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paste a box of another image of the batch into each image and mix the labels by area (CutMix, Yun et al. 2019).
+
+    The share that is kept is drawn from Beta(`alpha`, `alpha`) with α = 1: uniform (Nguyen et al. 2020, section 3.1).
+    """
+    rows, columns = images.shape[-2:]
+    kept = (
+        float(torch.rand(1, generator=generator))
+        if alpha == 1
+        else float(torch.distributions.Beta(alpha, alpha).sample())
+    )
+    height, width = round(rows * math.sqrt(1 - kept)), round(columns * math.sqrt(1 - kept))
+    row = int(torch.randint(0, rows - height + 1, (1,), generator=generator))
+    column = int(torch.randint(0, columns - width + 1, (1,), generator=generator))
+    order = torch.randperm(len(images), generator=generator)
+    mixed = images.clone()
+    mixed[..., row : row + height, column : column + width] = images[order][
+        ..., row : row + height, column : column + width
+    ]
+    share = 1 - height * width / (rows * columns)
+    return mixed, labels * share + labels[order] * (1 - share)

@@ -1,0 +1,126 @@
+"""From a trained network to a model directory: operating points, figures, card and weights."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from inference import card as cards
+from inference.card import ModelCard, Provenance
+from inference.decision import ScanRule
+from inference.models import ScanModel
+from inference.preprocess import Preprocessing
+from inference.result import LABELS
+from training import evaluate
+from training.dataset import Scan
+from training.stages import Described
+
+INTENDED_USE = (
+    "Demonstration only: trained and judged on synthetic phantoms, never on a patient. Not for clinical use. "
+    "The figures say that the machinery works, nothing about how well it reads patients."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the card says beside the figures."""
+
+    name: str
+    family: str
+    version: str
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    rule: ScanRule
+    recipe: str
+    data: str
+    seeds: tuple[int, int]
+    """The first head and the one after the last, so that nobody judges the model on them."""
+    seed: int
+
+
+def round_as_stored(model: nn.Module) -> None:
+    """Round matrices and kernels to float16, as they will be stored, so that what follows sees the final numbers."""
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.ndim > 1 and value.is_floating_point():
+                value.copy_(value.half().float())
+
+
+def export(
+    model: ScanModel,
+    directory: Path,
+    description: Description,
+    *,
+    training: Sequence[Scan],
+    validation: Sequence[Described],
+    test: Sequence[Described],
+) -> ModelCard:
+    """Write the model to `directory` with operating points from `validation` and figures on `test`; return its card.
+
+    The descriptors must come from the model after `round_as_stored`, which is applied again to what stands behind them.
+    """
+    round_as_stored(model)
+    readings = evaluate.read(model, validation)
+    thresholds = evaluate.choose_thresholds(readings, labels=description.labels, rule=description.rule)
+    prior = np.concatenate([scan.labels for scan in training]).mean(0)
+    how: dict[str, Any] = {
+        "labels": description.labels,
+        "thresholds": thresholds,
+        "rule": description.rule,
+        "prior": prior,
+    }
+    figures = {
+        "claim": INTENDED_USE,
+        "seeds": list(description.seeds),
+        "heads": {"training": len(training), "validation": len(validation), "test": len(test)},
+        "prior": dict(zip(LABELS, prior.tolist(), strict=True)),
+        "operating_points_from": "validation",
+        "validation": evaluate.by_group(readings, **how),
+        "test": evaluate.by_group(evaluate.read(model, test), **how),
+    }
+    card = _card(description, thresholds=thresholds, figures=figures)
+    return cards.save(directory, card, model.state_dict(), half=True)
+
+
+def _card(description: Description, *, thresholds: dict[str, float], figures: dict[str, Any]) -> ModelCard:
+    return ModelCard(
+        name=description.name,
+        family=description.family,
+        version=description.version,
+        architecture=description.architecture,
+        preprocessing=description.preprocessing,
+        labels=description.labels,
+        thresholds=thresholds,
+        rule=description.rule,
+        demonstration=True,
+        intended_use=INTENDED_USE,
+        provenance=Provenance(
+            recipe=description.recipe,
+            data=description.data,
+            seed=description.seed,
+            commit=commit(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+        ),
+        figures=figures,
+    )
+
+
+def commit() -> str:
+    """The commit of the code that runs, or nothing outside a repository."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip()
