@@ -244,5 +244,20 @@ def _card(card: Mapping[str, Any]) -> Iterable[RenderableType]:
         "trained by": f"{card['provenance']['recipe']} on {card['provenance']['data']}",
         "intended use": card["intended_use"],
     }
-    measured = {name: value for name, value in card["figures"].items() if not isinstance(value, dict | list)}
-    yield table([{"what": k, "value": v} for k, v in (facts | measured).items()], {"what": "", "value": ""})
+    yield table([{"what": k, "value": v} for k, v in (facts | _measured(card)).items()], {"what": "", "value": ""})
+
+
+def _measured(card: Mapping[str, Any]) -> dict[str, str]:
+    """How often scans were called rightly, by the first label, on each set of scans that the card has figures of."""
+    label, said = card["labels"][0], {}
+    for name, figures in card["figures"].items():
+        scans = figures.get("all", {}).get("scans", {}).get(label) if isinstance(figures, dict) else None
+        if scans:
+            parts = [f"{what} {_share(scans[what])}" for what in ("sensitivity", "specificity") if scans.get(what)]
+            said[f"{label}, {name}"] = ", ".join(parts)
+    return said
+
+
+def _share(counted: Mapping[str, Any]) -> str:
+    low, high = (round(100 * counted[end]) for end in ("low", "high"))
+    return f"{counted['hits']} of {counted['cases']} (95 %: {low}–{high} %)"
