@@ -30,6 +30,7 @@ from tests.small_models import small_models
 
 TARGET_SECONDS = 1.0
 STEPS = (("last slice → verdict", "verdict"), ("verdict → reading", "job_started"), ("reading → result", "result"))
+DELIVERY = "result → flag at the worklist"
 AS_SHIPPED: dict[str, dict[str, Any]] = {"receive": {"disk_watermark_mb": 0, "disk_reserve_mb": 0}}
 
 
@@ -66,7 +67,9 @@ def measure(contender: Contender, exam: Exam, *, pace: float) -> Waited:
     settle = node.settings.assemble.settle_time
     (created,) = far.heard_of(exam.study_uid, what="N-CREATE")
     (stored,) = far.heard_of(exam.study_uid, what="C-STORE")
-    return Waited(flag=created.at - last - settle, report=stored.at - last - settle, steps=_steps(story, settle=settle))
+    flag, steps = created.at - last - settle, _steps(story, settle=settle)
+    steps[DELIVERY] = flag - sum(steps.values())
+    return Waited(flag=flag, report=stored.at - last - settle, steps=steps)
 
 
 def _steps(story: Mapping[str, Any], *, settle: float) -> dict[str, float]:
@@ -101,7 +104,7 @@ def table(waited: Mapping[str, Sequence[Waited]], *, title: str) -> Table:
         "flag at the worklist": lambda w: w.flag,
         "report at the PACS": lambda w: w.report,
     }
-    for step, _ in STEPS:
+    for step in (*(name for name, _ in STEPS), DELIVERY):
         rows[f"  {step}"] = lambda w, step=step: w.steps[step]  # type: ignore[misc]
     for what, value in rows.items():
         columns = [sorted(value(w) for w in each) for each in waited.values()]
@@ -118,6 +121,8 @@ def p95(ordered: Sequence[float]) -> float:
 
 def models_of(arguments: argparse.Namespace, home: Path) -> tuple[str, dict[str, Path] | None]:
     """What the nodes read with, and how the table names it."""
+    if arguments.models is not None:
+        return f"the models in {arguments.models.name}", {path.name: path for path in arguments.models.iterdir()}
     shipped = (PACKAGED / "demo-radnet").is_dir() and (PACKAGED / "demo-cnn-lstm").is_dir()
     if arguments.small or not shipped:
         return "small untrained models", small_models(home / "models", threshold=0.0)
@@ -132,6 +137,7 @@ def main() -> int:
     parser.add_argument("--slices", type=int, default=40)
     parser.add_argument("--size", type=int, default=512, help="rows and columns")
     parser.add_argument("--device", default="cpu", help="as in node.toml")
+    parser.add_argument("--models", type=Path, help="a directory with one directory for each model")
     parser.add_argument("--small", action="store_true", help="small untrained models instead of the demonstration's")
     arguments = parser.parse_args()
     out = Console(width=140)
