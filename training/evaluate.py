@@ -138,7 +138,7 @@ def judge_on_heads(directory: Path, population: Heads, *, work: Path, workers: i
     """The card of the model in `directory` with its figures on phantom heads, through the card's preprocessing.
 
     With `retune` the operating points are chosen anew on these heads, and the figures are those of ``validation``;
-    without, they are those of ``unseen``.
+    figures at other operating points are dropped. Without, they are those of ``unseen``.
 
     Raises
     ------
@@ -155,7 +155,9 @@ def judge_on_heads(directory: Path, population: Heads, *, work: Path, workers: i
     prior = np.array([card.figures["prior"][label] for label in LABELS])
     groups = by_group(readings, labels=card.labels, thresholds=thresholds, rule=card.rule, prior=prior)
     found = {"validation" if retune else "unseen": {"heads": population.to_json(), **groups}}
-    return replace(card, thresholds=thresholds, figures={**card.figures, **found})
+    stale = {"test", "unseen"} if retune else set()
+    kept = {name: value for name, value in card.figures.items() if name not in stale}
+    return replace(card, thresholds=thresholds, figures={**kept, **found})
 
 
 def _refuse_known(card: ModelCard, population: Heads, *, retune: bool) -> None:
