@@ -43,7 +43,7 @@ class Counts:
     rounds: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
-    sent_again: int = 0
+    associations_repeated: int = 0
     studies: int = 0
     revisions: int = 0
     reports: int = 0
@@ -165,7 +165,7 @@ def _count(node: RunningNode, far: FarSide, exam: Exam, scanner: Scanner, counts
     counts.studies += 1
     counts.revisions += len(story["results"])
     counts.acknowledged += len(scanner.acknowledged)
-    counts.sent_again += scanner.associations - 1
+    counts.associations_repeated += scanner.associations - 1
     for uid, acknowledged in scanner.acknowledged.items():
         state = kept(node, uid, acknowledged.digest)
         counts.missing += state == "missing"
