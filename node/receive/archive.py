@@ -39,6 +39,9 @@ _FOLDERS = {
     SetAsideKind.MISMATCH: "quarantine",
 }
 _REMEMBERED_DIRECTORIES = 4096
+_PREFIX_AT = 128
+_META_AT = _PREFIX_AT + 4 + 12
+"""Behind the group length (0002,0000), with which the File Meta Information begins (PS3.10 7.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,23 @@ class Archive:
         if len(self._durable) >= _REMEMBERED_DIRECTORIES:
             self._durable.clear()
         self._durable.add(directory)
+
+
+def data_set_at(path: Path) -> memoryview:
+    """The data set in a file of the archive, without its File Meta Information: what its digest was made of.
+
+    Raises
+    ------
+    FileNotFoundError, OSError
+        There is no such file, or it cannot be read.
+    ValueError
+        It is too short to be one of the archive's.
+    """
+    content = path.read_bytes()
+    if content[_PREFIX_AT : _PREFIX_AT + 4] != b"DICM" or len(content) < _META_AT:
+        raise ValueError("not a file of the archive")
+    (length,) = struct.unpack_from("<L", content, _META_AT - 4)
+    return memoryview(content)[_META_AT + length :]
 
 
 def _private(path: str, flags: int) -> int:

@@ -649,7 +649,7 @@ def test_two_schedule_processes_pronounce_one_verdict(site: Site) -> None:
         assert jobs.count_by_state(tx) == {JobState.TODO: 10}
 
 
-def test_a_tick_asks_the_database_two_things_when_nothing_has_changed(site: Site) -> None:
+def test_a_tick_asks_the_database_three_things_when_nothing_has_changed(site: Site) -> None:
     for number in range(5):
         site.store(
             [dataclasses.replace(f, sop_instance_uid=f"{f.sop_instance_uid}.{number}") for f in series()],
@@ -659,7 +659,7 @@ def test_a_tick_asks_the_database_two_things_when_nothing_has_changed(site: Site
     site.wait(3)
     with asked_of(site.database) as asked:
         assert site.wait(1) == 0
-    assert len([statement for statement in asked if statement.startswith("SELECT")]) == 2
+    assert len([statement for statement in asked if statement.startswith("SELECT")]) == 3
 
 
 def test_slices_are_analysed_while_a_study_settles_so_that_its_verdict_falls_without_delay(site: Site) -> None:
