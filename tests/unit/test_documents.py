@@ -19,7 +19,11 @@ def test_every_key_of_the_configuration_is_explained() -> None:
     text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     sections = [field.annotation for field in Settings.model_fields.values()]
     keys = {key for section in sections for key in getattr(section, "model_fields", {})}
-    keys |= {key for section in (ModelSection, PeerSection, RemoteSection, DestinationSection) for key in section.model_fields}
+    keys |= {
+        key
+        for section in (ModelSection, PeerSection, RemoteSection, DestinationSection)
+        for key in section.model_fields
+    }
     keys |= {field.name for field in dataclasses.fields(Criteria)}
     keys -= {"ups", "destinations", "availability"}  # tables of their own, explained under their heading
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
