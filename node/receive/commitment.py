@@ -13,7 +13,6 @@ import threading
 import time
 from typing import Any
 
-from pydicom.uid import UID
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
@@ -27,7 +26,7 @@ from db.errors import LeaseLost
 from node.dimse import SYNTAXES, Answered, attributes_of, guarded, size_of, status, uid_of_request
 from node.log import log
 from node.receive.roll import association_id_of, failure
-from node.receive.uids import is_storage_class
+from node.receive.uids import is_storage_class, is_uid
 from node.service import Service
 
 SUCCESS = 0x0000
@@ -92,7 +91,7 @@ def hear(event: Event, desk: Desk) -> Answered:
 def transaction_of(information: Attributes) -> str:
     """The Transaction UID, empty where there is none worth the name."""
     uid = str(first(information, tag_of("TransactionUID")) or "")
-    return uid if UID(uid).is_valid else ""
+    return uid if is_uid(uid) else ""
 
 
 def _asked(information: Attributes) -> tuple[tuple[str, str], ...]:
@@ -100,7 +99,7 @@ def _asked(information: Attributes) -> tuple[tuple[str, str], ...]:
     keys = tag_of("ReferencedSOPClassUID"), tag_of("ReferencedSOPInstanceUID")
     listed = items(information, tag_of("ReferencedSOPSequence"))
     pairs = [(str(first(item, keys[0]) or ""), str(first(item, keys[1]) or "")) for item in listed]
-    return tuple(dict.fromkeys(pairs)) if all(UID(uid).is_valid for pair in pairs for uid in pair) else ()
+    return tuple(dict.fromkeys(pairs)) if all(is_uid(uid) for pair in pairs for uid in pair) else ()
 
 
 class Desk:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydicom import Dataset
-from pydicom.uid import UID, generate_uid
+from pydicom.uid import generate_uid
 from pynetdicom import evt
 from pynetdicom.events import Event
 
@@ -32,6 +32,7 @@ from db.engine import Database
 from db.performed_steps import MPPS
 from db.states import PerformedState
 from node.dimse import SYNTAXES, Answered, attributes_of, guarded, size_of, status, uid_of_request
+from node.receive.uids import is_uid
 from node.service import Service
 
 SUCCESS = 0x0000
@@ -94,7 +95,7 @@ def create(event: Event, database: Database) -> Answered:
     """Answers N-CREATE. A scanner that names no instance is told the UID of the one that was made."""
     named = uid_of_request(event)
     uid = named or str(generate_uid(prefix=None))
-    if not UID(uid).is_valid:
+    if not is_uid(uid):
         return status(INVALID_INSTANCE), None
     if size_of(event, "AttributeList") > LARGEST:
         return status(RESOURCE_LIMIT), None
@@ -139,7 +140,7 @@ def _wrong_when_created(given: Attributes) -> Iterator[Refusal]:
         yield Refusal(code=INVALID_VALUE, comment=f"{STATUS} shall be IN PROGRESS")
     for item in items(given, tag_of(SCHEDULED)):
         yield from _missing(item, TYPE_1_OF_SCHEDULED)
-        if not UID(str(first(item, tag_of("StudyInstanceUID")))).is_valid:
+        if not is_uid(str(first(item, tag_of("StudyInstanceUID")))):
             yield Refusal(code=INVALID_VALUE, comment="StudyInstanceUID is none")
     yield from _missing_in_series(given)
 
