@@ -178,6 +178,19 @@ def count_by_state(tx: sa.Connection) -> dict[str, int]:
     return {str(state): int(count) for state, count in rows}
 
 
+def abandoned(tx: sa.Connection) -> tuple[Request, ...]:
+    """The requests whose requester could not be told, oldest first."""
+    query = sa.select(commitment_requests).where(_row.state == CommitmentState.ABANDONED).order_by(_row.id)
+    return tuple(_request(row) for row in tx.execute(query).mappings())
+
+
+def requeue(tx: sa.Connection) -> int:
+    """Requests whose requester could not be told are checked and reported anew; returns how many."""
+    query = commitment_requests.update().where(_row.state == CommitmentState.ABANDONED)
+    values = {"state": CommitmentState.ASKED, "due_at": now(), "attempts": 0, "association_id": None}
+    return int(tx.execute(query.values(**values)).rowcount)
+
+
 def find(tx: sa.Connection, *, transaction_uid: str) -> tuple[Request, ...]:
     """The requests under this Transaction UID, oldest first."""
     query = sa.select(commitment_requests).where(_row.transaction_uid == transaction_uid).order_by(_row.id)

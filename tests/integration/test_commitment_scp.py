@@ -5,16 +5,19 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from pydicom import Dataset
 from pynetdicom.association import Association
+from rich.console import Console
 
 from db import audit, commitments
 from db.commitments import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from db.engine import Database
 from db.states import CommitmentState
+from node import operate, tables, views
 from node.config import Settings
 from node.receive.commitment import LARGEST
 from node.receive.scp import Scp
@@ -239,6 +242,25 @@ def test_a_scanner_that_cannot_be_told_is_given_up_loudly(
         (event,) = audit.latest(tx, limit=1)
     assert event.event == "commitment_abandoned"
     assert "port" in event.detail["error"] if not port else "CT1 at" in event.detail["error"]
+
+
+def test_an_operator_sees_who_could_not_be_told_and_has_them_told_again(
+    node: Scp, database: Database, settings: Settings, scanner: Scanner
+) -> None:
+    scanner.ask(node.port, ONE)
+    checked(database, settings)
+    reported(database, port=None)
+    with database.read() as tx:
+        seen = views.status(tx, settings)
+    (abandoned,) = seen["commitments_abandoned"]
+    assert (abandoned["ae_title"], abandoned["instances"], seen["commitments"]) == ("CT1", 1, {"abandoned": 1})
+    shown = Console(record=True, width=200, file=StringIO())
+    shown.print(tables.status(seen))
+    assert "ABANDONED answer to CT1 on 1 instance: no port under [[peers]]" in shown.export_text()
+    with database.write() as tx:
+        assert operate.requeue(tx, "")["commitments"] == 1
+    told(database, settings, scanner)
+    assert scanner.told[0].event_type == 1
 
 
 def test_a_request_survives_who_was_checking_it(node: Scp, database: Database, scanner: Scanner,
