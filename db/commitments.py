@@ -84,7 +84,7 @@ def any_to_check(tx: sa.Connection) -> bool:
 
 def claim_check(tx: sa.Connection, *, owner: str, lease: dt.timedelta) -> Request | None:
     """The longest due request that was not checked is `owner`'s until the lease ends; or None."""
-    return _claim(tx, _free(CommitmentState.ASKED), owner=owner, lease=lease, tried=0)
+    return _claim(tx, _free(CommitmentState.ASKED), owner=owner, lease=lease)
 
 
 def is_transaction_in_use(tx: sa.Connection, request: Request) -> bool:
@@ -98,6 +98,11 @@ def is_transaction_in_use(tx: sa.Connection, request: Request) -> bool:
 def age(request: Request) -> dt.timedelta:
     """How long ago it was asked."""
     return now() - request.asked_at
+
+
+def renew(tx: sa.Connection, request: Request, *, lease: dt.timedelta) -> None:
+    """The request is its owner's for a whole lease from now. Raises ``LeaseLost``."""
+    _change_mine(tx, request, owner=request.owner, lease_until=now() + lease)
 
 
 def look_again(tx: sa.Connection, request: Request, *, after: dt.timedelta) -> None:
@@ -271,14 +276,13 @@ def _free(state: CommitmentState) -> sa.ColumnElement[bool]:
     return sa.and_(_row.state == state, _row.due_at <= now(), _unowned())
 
 
-def _claim(
-    tx: sa.Connection, which: sa.ColumnElement[bool], *, owner: str, lease: dt.timedelta, tried: int = 1
-) -> Request | None:
-    one = sa.select(_row.id).where(which).order_by(_row.due_at, _row.id).limit(1).with_for_update(skip_locked=True)
+def _claim(tx: sa.Connection, which: sa.ColumnElement[bool], *, owner: str, lease: dt.timedelta) -> Request | None:
+    # No row is skipped because it is locked: who hands one over holds it for a moment only.
+    one = sa.select(_row.id).where(which).order_by(_row.due_at, _row.id).limit(1).with_for_update()
     query = (
         commitment_requests.update()
         .where(_row.id == one.scalar_subquery())
-        .values(owner=owner, lease_until=now() + lease, attempts=_row.attempts + tried)
+        .values(owner=owner, lease_until=now() + lease, attempts=_row.attempts + 1)
         .returning(commitment_requests)
     )
     row = tx.execute(query).mappings().first()
@@ -287,9 +291,9 @@ def _claim(
 
 def _change_mine(tx: sa.Connection, request: Request, **values: Any) -> None:
     mine = commitment_requests.update().where(
-        _row.id == request.id, _row.owner == request.owner, _row.lease_until == request.lease_until
+        _row.id == request.id, _row.owner == request.owner, _row.attempts == request.attempts
     )
-    if not tx.execute(mine.values(owner=None, lease_until=None, **values)).rowcount:
+    if not tx.execute(mine.values({"owner": None, "lease_until": None, **values})).rowcount:
         raise LeaseLost(f"commitment {request.transaction_uid} is no longer held by {request.owner}")
 
 

@@ -68,10 +68,15 @@ def create(tx: sa.Connection, *, uid: str, ae_title: str, dataset: Attributes) -
 
 
 def find(tx: sa.Connection, uid: str) -> PerformedStep | None:
-    """The step, or None; until the transaction ends nobody else changes it."""
-    query = sa.select(performed_steps).where(performed_steps.c.uid == uid).with_for_update()
-    row = tx.execute(query).mappings().first()
+    """The step, or None."""
+    row = tx.execute(sa.select(performed_steps).where(performed_steps.c.uid == uid)).mappings().first()
     return _step(row) if row else None
+
+
+def hold(tx: sa.Connection, uid: str) -> PerformedStep | None:
+    """The step, or None; until the transaction ends nobody else changes it."""
+    query = sa.select(performed_steps.c.uid).where(performed_steps.c.uid == uid).with_for_update()
+    return find(tx, uid) if tx.execute(query).first() else None
 
 
 def update(tx: sa.Connection, step: PerformedStep, *, changes: Attributes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import threading
 from collections.abc import Mapping
 from enum import IntEnum
@@ -16,12 +15,14 @@ from db.errors import LeaseLost
 from db.instances import Instance
 from node.config import Settings
 from node.log import log
-from node.receive.archive import data_set_at
+from node.receive.archive import digest_at
 from node.receive.disk import Disk
 
 ALL_HELD, SOME_FAILED = 1, 2
 """Event Type IDs (PS3.4 table J.3-2)."""
 
+RENEWED_EVERY = 1000
+"""Files read between two renewals of the lease: a slow disk takes half a minute for them."""
 LOOK_AGAIN = dt.timedelta(seconds=1)
 
 
@@ -66,7 +67,7 @@ def _check(database: Database, settings: Settings, request: Request) -> None:
         with database.write() as tx:
             commitments.look_again(tx, request, after=LOOK_AGAIN)
         return
-    failures = _failures(settings, request, found, used=used)
+    failures = _failures(database, settings, request, found, used=used)
     with database.write() as tx:
         commitments.checked(
             tx,
@@ -85,12 +86,16 @@ def _may_still_come(settings: Settings, request: Request) -> bool:
 
 
 def _failures(
-    settings: Settings, request: Request, found: Mapping[str, Instance], *, used: bool
+    database: Database, settings: Settings, request: Request, found: Mapping[str, Instance], *, used: bool
 ) -> dict[tuple[str, str], Failure]:
     """Why this node does not commit to an instance; those to which it does are left out."""
     low = Disk.of(settings).is_low()
-    failures = {}
-    for sop_class_uid, sop_instance_uid in request.asked:
+    lease = dt.timedelta(seconds=settings.deliver.lease)
+    failures: dict[tuple[str, str], Failure] = {}
+    for number, (sop_class_uid, sop_instance_uid) in enumerate(request.asked, start=1):
+        if number % RENEWED_EVERY == 0:
+            with database.write() as tx:
+                commitments.renew(tx, request, lease=lease)
         failure = Failure.DUPLICATE_TRANSACTION if used else None
         instance = found.get(sop_instance_uid)
         if failure is None and instance is None:
@@ -106,13 +111,13 @@ def _failure_of(settings: Settings, instance: Instance, sop_class_uid: str) -> F
     if instance.sop_class_uid != sop_class_uid:
         return Failure.CLASS_INSTANCE_CONFLICT
     try:
-        data = data_set_at(settings.archive / instance.path)
+        digest = digest_at(settings.archive / instance.path)
     except FileNotFoundError:
         failure = Failure.NO_SUCH_OBJECT
     except (OSError, ValueError):
         failure = Failure.PROCESSING_FAILURE
     else:
-        if hashlib.sha256(data).hexdigest() == instance.digest:
+        if digest == instance.digest:
             return None
         failure = Failure.PROCESSING_FAILURE
     # Nothing but a failing disk or somebody's hand does this: the operator has to know before the sender deletes it.

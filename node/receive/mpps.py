@@ -118,7 +118,7 @@ def update(event: Event, database: Database) -> Answered:
         return status(RESOURCE_LIMIT), None
     given = attributes_of(event.modification_list) if size_of(event, "ModificationList") else {}
     with database.write() as tx:
-        step = performed_steps.find(tx, uid_of_request(event))
+        step = performed_steps.hold(tx, uid_of_request(event))
         if step is None:
             return status(UNKNOWN), None
         if step.state is not PerformedState.IN_PROGRESS:
