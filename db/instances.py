@@ -137,6 +137,17 @@ def among(tx: sa.Connection, sop_instance_uids: Sequence[str]) -> dict[str, Inst
     return found
 
 
+def conflicts_among(tx: sa.Connection, sop_instance_uids: Sequence[str], *, calling_ae: str) -> frozenset[str]:
+    """Those of the instances under whose UIDs `calling_ae` sent another object, which was kept aside."""
+    found: set[str] = set()
+    row = set_aside.c
+    for start in range(0, len(sop_instance_uids), MOST_AT_ONCE):
+        some = row.sop_instance_uid.in_(sop_instance_uids[start : start + MOST_AT_ONCE])
+        query = sa.select(row.sop_instance_uid).where(some, row.kind == SetAsideKind.CONFLICT)
+        found |= set(tx.execute(query.where(row.calling_ae == calling_ae)).scalars())
+    return frozenset(found)
+
+
 def of_study(
     tx: sa.Connection, study_uid: str, *, up_to_revision: int | None = None, after_seq: int | None = None
 ) -> tuple[Instance, ...]:

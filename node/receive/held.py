@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 
 from db import commitments, instances
@@ -36,6 +37,22 @@ class Failure(IntEnum):
     DUPLICATE_TRANSACTION = 0x0131
 
 
+_Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the index knows of a request.
+
+    `kept_aside` are the instances under whose UIDs the requester sent another object than the one that is stored: what
+    it asks about is not what stands in the archive.
+    """
+
+    instances: Mapping[str, Instance]
+    kept_aside: frozenset[str]
+    transaction_in_use: bool
+
+
 def check_due(database: Database, settings: Settings, *, owner: str, stop: threading.Event) -> int:
     """Every request that is due has been checked, or waits for instances that may still come; returns how many were.
 
@@ -60,14 +77,19 @@ def check_due(database: Database, settings: Settings, *, owner: str, stop: threa
 
 
 def _check(database: Database, settings: Settings, request: Request) -> None:
+    uids = list(dict.fromkeys(uid for _, uid in request.asked))
     with database.read() as tx:
-        used = commitments.is_transaction_in_use(tx, request)
-        found = instances.among(tx, [uid for _, uid in request.asked])
-    if not used and len(found) < len({uid for _, uid in request.asked}) and _may_still_come(settings, request):
+        found = _Found(
+            instances=instances.among(tx, uids),
+            kept_aside=instances.conflicts_among(tx, uids, calling_ae=request.ae_title),
+            transaction_in_use=commitments.is_transaction_in_use(tx, request),
+        )
+    incomplete = len(found.instances) < len(uids) and not found.transaction_in_use
+    if incomplete and commitments.age(request) < dt.timedelta(seconds=settings.commitment.grace):
         with database.write() as tx:
             commitments.look_again(tx, request, after=LOOK_AGAIN)
         return
-    failures = _failures(database, settings, request, found, used=used)
+    failures = _failures(database, settings, request, found)
     with database.write() as tx:
         commitments.checked(
             tx,
@@ -81,35 +103,34 @@ def _check(database: Database, settings: Settings, request: Request) -> None:
                instances=len(request.asked), failed=len(failures))  # fmt: skip
 
 
-def _may_still_come(settings: Settings, request: Request) -> bool:
-    return commitments.age(request) < dt.timedelta(seconds=settings.commitment.grace)
-
-
-def _failures(
-    database: Database, settings: Settings, request: Request, found: Mapping[str, Instance], *, used: bool
-) -> dict[tuple[str, str], Failure]:
+def _failures(database: Database, settings: Settings, request: Request, found: _Found) -> dict[_Pair, Failure]:
     """Why this node does not commit to an instance; those to which it does are left out."""
-    low = Disk.of(settings).is_low()
     lease = dt.timedelta(seconds=settings.deliver.lease)
-    failures: dict[tuple[str, str], Failure] = {}
-    for number, (sop_class_uid, sop_instance_uid) in enumerate(request.asked, start=1):
+    failures: dict[_Pair, Failure] = {}
+    for number, pair in enumerate(request.asked, start=1):
         if number % RENEWED_EVERY == 0:
             with database.write() as tx:
                 commitments.renew(tx, request, lease=lease)
-        failure = Failure.DUPLICATE_TRANSACTION if used else None
-        instance = found.get(sop_instance_uid)
-        if failure is None and instance is None:
-            failure = Failure.RESOURCE_LIMITATION if low else Failure.NO_SUCH_OBJECT
-        elif failure is None and instance is not None:
-            failure = _failure_of(settings, instance, sop_class_uid)
+        failure = _failure(settings, found, *pair)
         if failure is not None:
-            failures[sop_class_uid, sop_instance_uid] = failure
+            failures[pair] = failure
     return failures
 
 
-def _failure_of(settings: Settings, instance: Instance, sop_class_uid: str) -> Failure | None:
+def _failure(settings: Settings, found: _Found, sop_class_uid: str, sop_instance_uid: str) -> Failure | None:
+    instance = found.instances.get(sop_instance_uid)
+    if found.transaction_in_use:
+        return Failure.DUPLICATE_TRANSACTION
+    if instance is None:
+        return Failure.RESOURCE_LIMITATION if Disk.of(settings).is_low() else Failure.NO_SUCH_OBJECT
     if instance.sop_class_uid != sop_class_uid:
         return Failure.CLASS_INSTANCE_CONFLICT
+    if sop_instance_uid in found.kept_aside:
+        return Failure.PROCESSING_FAILURE
+    return _damage(settings, instance)
+
+
+def _damage(settings: Settings, instance: Instance) -> Failure | None:
     try:
         digest = digest_at(settings.archive / instance.path)
     except FileNotFoundError:
@@ -125,7 +146,7 @@ def _failure_of(settings: Settings, instance: Instance, sop_class_uid: str) -> F
     return failure
 
 
-def _report(request: Request, failures: Mapping[tuple[str, str], Failure], *, retrieve_ae_title: str) -> Attributes:
+def _report(request: Request, failures: Mapping[_Pair, Failure], *, retrieve_ae_title: str) -> Attributes:
     held = [_reference(*pair) for pair in request.asked if pair not in failures]
     failed = [_reference(*pair) | data_set(FailureReason=int(failure)) for pair, failure in failures.items()]
     report = data_set(TransactionUID=request.transaction_uid)

@@ -12,8 +12,7 @@ from db.performed_steps import MPPS
 from node.config import PeerSection
 from tests.committing import CT_IMAGE, Scanner, requested, requests
 from tests.far_side import HOST
-from tests.integration.test_availability import ris
-from tests.integration.test_mpps import begun, completed, create, update
+from tests.performing import begun, completed, create, ris, update
 from tests.running_node import RunningNode, free_port, running_node, wait_for
 from tests.scanner import Exam, Exams
 from tests.scanner import Scanner as Sender

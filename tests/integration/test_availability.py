@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydicom import Dataset
-from pynetdicom import evt
-from pynetdicom.ae import ApplicationEntity
-from pynetdicom.events import Event
 
-from db import deliveries, performed_steps
+from db import deliveries, instances, jobs, performed_steps, studies
 from db.deliveries import NewDelivery
 from db.dicom_json import data_set
 from db.engine import Database
 from db.states import DeliveryKind, DeliveryState
-from node.conclude import _follow
+from node.conclude import conclude
 from node.config import Settings
-from node.deliver.availability import AVAILABILITY, announce
+from node.deliver.availability import announce
 from node.deliver.outbox import deliver_due
 from node.report.filing import file_report
 from tests.committing import AT_ONCE, NEVER
-from tests.tools.reporting import Node, concluded, of_study, received
+from tests.performing import ris
+from tests.tools.reporting import LEASE, Node, concluded, of_study, received, reopened
 from tests.tools.reports import POSITIVE, SERIES_UID, STUDY_UID, a_slice, slices
-from tests.worklist_node import HOST, remote, serving
-
-
-@contextmanager
-def ris(*statuses: int) -> Iterator[tuple[int, list[tuple[str, Dataset]]]]:
-    """The port of a far side that answers with these statuses, and what it was told under which UIDs."""
-    told: list[tuple[str, Dataset]] = []
-    answers = list(statuses)
-
-    def create(event: Event) -> tuple[int, None]:
-        request: Any = event.request
-        told.append((str(request.AffectedSOPInstanceUID), event.attribute_list))
-        return answers.pop(0) if len(answers) > 1 else answers[0], None
-
-    entity = ApplicationEntity("RIS")
-    entity.add_supported_context(AVAILABILITY)
-    with serving(entity, port=0, handlers=[(evt.EVT_N_CREATE, create)]) as port:
-        yield port, told
+from tests.worklist_node import HOST, remote
 
 
 @pytest.fixture
@@ -108,13 +86,23 @@ def test_a_notice_is_repeated_under_the_same_uid_until_it_is_taken(node: Node) -
     assert str(of_study(node)[-1].detail).startswith("told already")
 
 
-def test_what_follows_from_a_result_is_what_is_configured() -> None:
+def test_what_follows_from_a_result_is_what_is_configured(database: Database, node: Node) -> None:
     far = {"ae_title": "X", "address": HOST, "port": 104}
     settings = Settings.model_validate(
         {"deliver": {"destinations": [{"name": "pacs", "commitment": True, **far}, {"name": "mirror", **far}],
                      "availability": [{"name": "ris", **far}]}}
     )  # fmt: skip
-    assert [(new.kind.value, new.destination) for new in _follow(settings)] == [
+    reopened(node)
+    received(node, a_slice(50))
+    with database.write() as tx:
+        seen = [one.sop_instance_uid for one in instances.unconsidered(tx, STUDY_UID)]
+        whole = {"complete": True, "reason": "whole"}
+        assert studies.pronounce(tx, study_uid=STUDY_UID, completeness=whole, seen=seen, model="triage")
+        job = jobs.claim(tx, owner="w", lease=LEASE)
+        assert job is not None
+        conclude(tx, job, replace(POSITIVE, revision=2), settings)
+    follows = [(due.kind.value, due.destination) for due in of_study(node) if due.revision == 2]
+    assert follows == [
         ("sr", "archive"),
         ("sr", "pacs"),
         ("sr", "mirror"),

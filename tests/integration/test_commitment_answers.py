@@ -92,6 +92,21 @@ def test_a_file_that_is_not_as_it_was_acknowledged_is_not_committed_to(
     assert (report.event_type, report.held, report.failed) == (2, {TWO: CT_IMAGE}, {ONE: reason})
 
 
+def test_whoever_sent_another_object_under_the_same_uid_is_not_told_that_it_is_kept(
+    node: Scp, database: Database, settings: Settings, scanner: Scanner
+) -> None:
+    assert send(node, a_slice(1, PatientID="P2"), calling="EDITOR") == [0xB000]
+    other = Scanner(ae_title="EDITOR")
+    scanner.ask(node.port, ONE)
+    other.ask(node.port, ONE)
+    checked(database, settings)
+    with scanner.listening() as port:
+        reported(database, port=port)
+    with other.listening() as port:
+        reported(database, port=port, ae_title="EDITOR")
+    assert [report.failed for report in (*scanner.told, *other.told)] == [{}, {ONE: 0x0110}]
+
+
 def test_what_never_came_and_what_came_as_another_class_are_failures(
     node: Scp, database: Database, settings: Settings, scanner: Scanner
 ) -> None:

@@ -95,6 +95,20 @@ def test_the_report_goes_back_over_the_association_that_asked_while_that_is_open
     assert [report.event_type for report in scanner.told] == [1]
 
 
+def test_a_report_that_is_refused_over_its_own_association_goes_out_over_another(
+    tmp_path: Path, node: Scp, database: Database, scanner: Scanner
+) -> None:
+    patient = settings_of(tmp_path / "data", commitment={"grace": 0, "hold": 600})
+    scanner.statuses = [0x0110, 0x0000]
+    with scanner.associated(node.port) as association:
+        requested(association, ONE)
+        checked(database, patient)
+        wait_until(lambda: requests(database)[0].error)
+        with scanner.listening() as port:
+            assert reported(database, port=port) == 1
+    assert (len(scanner.told), requests(database)[0].state) == (2, CommitmentState.REPORTED)
+
+
 def test_a_report_held_for_an_association_that_ends_goes_out_over_another_at_once(
     tmp_path: Path, node: Scp, database: Database, scanner: Scanner
 ) -> None:

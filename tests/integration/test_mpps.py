@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom import Dataset
-from pydicom.config import disable_value_validation
-from pydicom.sequence import Sequence
 from pynetdicom.association import Association
 
 from db import audit, performed_steps
@@ -19,10 +16,8 @@ from db.schema import now
 from db.states import PerformedState
 from node.receive.mpps import LARGEST
 from tests.committing import offering, settings_of
+from tests.performing import ENDED, STEP, STUDY, begun, completed, create, data, made, update
 from tests.worklist_node import associated
-
-STEP, STUDY = "1.9.1", "1.2.826.0.1.99.1"
-ENDED = {"PerformedProcedureStepEndDate": "20260714", "PerformedProcedureStepEndTime": "1015"}
 
 
 @pytest.fixture
@@ -30,52 +25,6 @@ def scanner(tmp_path: Path, database: Database) -> Iterator[Association]:
     """The association of a scanner with the node."""
     with offering(settings_of(tmp_path / "data"), database) as scp, associated(scp.port, MPPS, calling="CT1") as open_:
         yield open_
-
-
-def data(**values: Any) -> Dataset:
-    dataset = Dataset()
-    with disable_value_validation():
-        for keyword, value in values.items():
-            setattr(dataset, keyword, Sequence(value) if isinstance(value, list) else value)
-    return dataset
-
-
-def begun(**changes: Any) -> Dataset:
-    """The attributes with which a scanner begins a step; None leaves one out."""
-    values: dict[str, Any] = {
-        "ScheduledStepAttributesSequence": [data(StudyInstanceUID=STUDY, AccessionNumber="A1")],
-        "PatientName": "Doe^Jane",
-        "PatientID": "P1",
-        "PerformedProcedureStepID": "PPS1",
-        "PerformedStationAETitle": "CT1",
-        "PerformedProcedureStepStartDate": "20260714",
-        "PerformedProcedureStepStartTime": "1010",
-        "PerformedProcedureStepStatus": "IN PROGRESS",
-        "Modality": "CT",
-    }
-    return data(**{k: v for k, v in (values | changes).items() if v is not None})
-
-
-def made(*uids: str, series: str = "1.5") -> list[Dataset]:
-    images = [data(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2", ReferencedSOPInstanceUID=uid) for uid in uids]
-    return [data(SeriesInstanceUID=series, ProtocolName="Head", ReferencedImageSequence=images)]
-
-
-def completed(*uids: str, **changes: Any) -> Dataset:
-    values = {"PerformedProcedureStepStatus": "COMPLETED", "PerformedSeriesSequence": made(*(uids or ("1.5.1",)))}
-    return data(**{k: v for k, v in (values | ENDED | changes).items() if v is not None})
-
-
-def create(scanner: Association, dataset: Dataset | None, uid: str | None = STEP) -> Dataset:
-    status, answered = scanner.send_n_create(dataset, MPPS, uid)
-    if answered:
-        status.update(answered)
-    return status
-
-
-def update(scanner: Association, dataset: Dataset, uid: str = STEP) -> Dataset:
-    status, _ = scanner.send_n_set(dataset, MPPS, uid)
-    return status
 
 
 def found(database: Database, uid: str = STEP) -> PerformedStep | None:
