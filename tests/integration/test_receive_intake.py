@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from pydicom import dcmread
-from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from db import audit, studies
 from db.engine import Database
@@ -20,8 +17,8 @@ from db.states import SetAsideKind
 from node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
 from node.receive.archive import Archive
 from node.receive.disk import Disk
-from node.receive.intake import Intake, StoreRequest, Taken
-from tests.receiving import a_slice, aside, digest_on_disk, encoded, facts, parts_being_written, stored
+from node.receive.intake import Intake, Taken
+from tests.receiving import a_request, a_slice, aside, digest_on_disk, encoded, facts, parts_being_written, stored
 
 PLENTY = 10**12
 
@@ -48,19 +45,6 @@ def intake(archive: Archive, database: Database) -> Iterator[Intake]:
 def an_intake(archive: Archive, database: Database, *, free: int = PLENTY) -> Intake:
     disk = Disk(path=archive.root, watermark=1000, reserve=0, free=lambda _: free)
     return Intake(archive=archive, database=database, disk=disk, facts=facts)
-
-
-def a_request(dataset: Dataset, *, data: bytes | None = None, **values: Any) -> StoreRequest:
-    fields: dict[str, Any] = {
-        "association_id": "a1",
-        "calling_ae": "CT1",
-        "abstract_syntax_uid": str(dataset.SOPClassUID),
-        "transfer_syntax_uid": ExplicitVRLittleEndian,
-        "sop_class_uid": str(dataset.SOPClassUID),
-        "sop_instance_uid": str(dataset.SOPInstanceUID),
-        "data": BytesIO(encoded(dataset) if data is None else data),
-    }
-    return StoreRequest(**fields | values)
 
 
 def events(database: Database, name: str) -> list[dict[str, Any]]:
