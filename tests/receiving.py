@@ -29,6 +29,7 @@ from node.config import Settings
 from node.receive import store
 from node.receive.intake import StoreRequest
 from node.receive.scp import Scp
+from node.receive.spool import Spooled
 
 DEADLINE_SECONDS = 20.0
 HEADER_BYTES = 128 + 4
@@ -90,7 +91,7 @@ def data_set_of(file: bytes) -> bytes:
     return file[HEADER_BYTES + 12 + length :]
 
 
-def a_request(dataset: Dataset, *, data: bytes | None = None, **values: Any) -> StoreRequest:
+def a_request(dataset: Dataset, *, data: bytes | Spooled | None = None, **values: Any) -> StoreRequest:
     """A C-STORE of the data set, or of `data`; `values` are fields of the request."""
     fields: dict[str, Any] = {
         "association_id": "a1",
@@ -99,7 +100,7 @@ def a_request(dataset: Dataset, *, data: bytes | None = None, **values: Any) -> 
         "transfer_syntax_uid": ExplicitVRLittleEndian,
         "sop_class_uid": str(dataset.SOPClassUID),
         "sop_instance_uid": str(dataset.SOPInstanceUID),
-        "data": BytesIO(encoded(dataset) if data is None else data),
+        "data": data if isinstance(data, Spooled) else BytesIO(data or encoded(dataset)),
     }
     return StoreRequest(**fields | values)
 
