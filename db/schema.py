@@ -304,3 +304,11 @@ performed_step_studies = sa.Table(
     sa.Column("step_uid", UID, primary_key=True),
     sa.Index("ix_performed_step_studies_step_uid", "step_uid"),
 )
+
+journals = sa.Table(
+    "journals",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("serial", sa.BigInteger, nullable=False),
+    sa.Column("at", Utc, nullable=False),
+)
