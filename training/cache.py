@@ -48,13 +48,20 @@ class VolumeCache:
         (root / "locks").mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str, make: Callable[[], Arrays]) -> Arrays:
-        """The entry of `key`, memory-mapped read-only, made by `make` where it is not there."""
+        """The entry of `key`, memory-mapped read-only, made by `make` where it is not there.
+
+        `make` must not ask the cache itself: it runs while a lock is held that other entries share.
+        """
         place = self.root / key[:2] / key
         found = _opened(place)
         if found is None:
             with self._making(key):
                 found = _opened(place) or self._put(place, make())
         return found
+
+    def find(self, key: str) -> Arrays | None:
+        """The entry of `key`, or None."""
+        return _opened(self.root / key[:2] / key)
 
     def __contains__(self, key: str) -> bool:
         return (self.root / key[:2] / key).is_dir()

@@ -158,7 +158,11 @@ def _counted(scans: Iterable[Scan | None], told: Callable[[], None]) -> Iterator
 
 
 def _opened(key: str, study: LabelledStudy, cache: VolumeCache, preprocessing: Preprocessing) -> Arrays:
-    return cache.get(key, lambda: _images(cache.get(study.key, study.decode), preprocessing))
+    found = cache.find(key)
+    if found is None:
+        volume = cache.get(study.key, study.decode)  # before, not while the images' place is locked
+        found = cache.get(key, lambda: _images(volume, preprocessing))
+    return found
 
 
 def _images(volume: Arrays, preprocessing: Preprocessing) -> Arrays:

@@ -8,12 +8,13 @@ Checkpoints are safetensors: nothing is unpickled.
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from inference.result import Json
 from training.errors import DivergedError, TrainingError
 from training.schedules import Schedule
 from training.team import ALONE, Team, device_of
@@ -70,6 +72,35 @@ class Keep:
 
     path: Path
     every: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters(Json):
+    """Where a run is: all of it that is neither the network nor the optimiser.
+
+    `loss` and `norm` are sums over the `counted` steps since the last report.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    counted: int = 0
+    loss: float = 0.0
+    norm: float = 0.0
+
+    def after(self, *, loss: float, norm: float, seconds: float) -> Counters:
+        """One step further."""
+        return Counters(
+            step=self.step + 1,
+            seconds=seconds,
+            counted=self.counted + 1,
+            loss=self.loss + loss,
+            norm=self.norm + norm,
+        )
+
+    def said(self, *, share: float, rate: float) -> Progress:
+        """As a report."""
+        means = {"loss": self.loss / self.counted, "norm": self.norm / self.counted}
+        return Progress(step=self.step, share=share, seconds=self.seconds, rate=rate, **means)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,30 +162,28 @@ def fit(
         raise TrainingError(f"{team.size} processes cannot share the {accumulate} batches of a step evenly")
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    step, spent = resume(keep.path, model, optimizer) if keep and keep.path.exists() else (0, 0.0)
-    start, sums, counted = time.monotonic() - spent, [0.0, 0.0], 0
-    while (progress := team.agreed(budget.progress(step, time.monotonic() - start))) < 1:
+    now = resume(keep.path, model, optimizer) if keep and keep.path.exists() else Counters()
+    start = time.monotonic() - now.seconds
+    while (progress := team.agreed(budget.progress(now.step, time.monotonic() - start))) < 1:
         factor = schedule(progress)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         optimizer.zero_grad(set_to_none=True)
-        numbers = range(step * accumulate + team.rank, (step + 1) * accumulate, team.size)
+        numbers = range(now.step * accumulate + team.rank, (now.step + 1) * accumulate, team.size)
         loss = _descend(loss_at, numbers, parameters, share=1 / accumulate, seed=seed, team=team)
         norm = float(nn.utils.clip_grad_norm_(parameters, clip))
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise DivergedError(_diverged(step, loss, norm, keep))
+            raise DivergedError(_diverged(now.step, loss, norm, keep))
         optimizer.step()
-        step, counted, sums = step + 1, counted + 1, [sums[0] + loss, sums[1] + norm]
-        if report and (step % report_every == 0 or budget.progress(step, 0) == 1):
-            seconds, rate = time.monotonic() - start, rates[0] * factor
-            means = [value / counted for value in sums]
-            report(Progress(step=step, share=progress, seconds=seconds, loss=means[0], norm=means[1], rate=rate))
-            sums, counted = [0.0, 0.0], 0
-        if keep and step % keep.every == 0:
-            _save_together(keep.path, model, optimizer, step=step, seconds=time.monotonic() - start, team=team)
+        now = now.after(loss=loss, norm=norm, seconds=time.monotonic() - start)
+        if report and (now.step % report_every == 0 or budget.progress(now.step, 0) == 1):
+            report(now.said(share=progress, rate=rates[0] * factor))
+            now = replace(now, counted=0, loss=0.0, norm=0.0)
+        if keep and now.step % keep.every == 0:
+            _save_together(keep.path, model, optimizer, now, team=team)
     if keep:
-        _save_together(keep.path, model, optimizer, step=step, seconds=time.monotonic() - start, team=team)
-    return step
+        _save_together(keep.path, model, optimizer, now, team=team)
+    return now.step
 
 
 def _descend(
@@ -190,9 +219,7 @@ def _diverged(step: int, loss: float, norm: float, keep: Keep | None) -> str:
     return said
 
 
-def _save_together(
-    path: Path, model: nn.Module, optimizer: Optimizer, *, step: int, seconds: float, team: Team
-) -> None:
+def _save_together(path: Path, model: nn.Module, optimizer: Optimizer, now: Counters, *, team: Team) -> None:
     """As `save`, by one process of the team; running statistics become the mean over all of them."""
     if team.size > 1:
         statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
@@ -200,11 +227,11 @@ def _save_together(
         for buffer in statistics:
             buffer.div_(team.size)
     if team.leads:
-        save(path, model, optimizer, step=step, seconds=seconds)
+        save(path, model, optimizer, now)
     team.wait()
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, *, step: int, seconds: float) -> None:
+def save(path: Path, model: nn.Module, optimizer: Optimizer, now: Counters) -> None:
     """Write model, optimiser and counters to `path`, whole or not at all."""
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -215,14 +242,14 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, *, step: int, secon
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": str(step), "seconds": repr(seconds)})
+    save_file(tensors, partial, metadata={name: repr(value) for name, value in now.to_json().items()})
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
 
 
-def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, float]:
-    """Load what `save` wrote and return the step and the seconds spent; another network's file is refused."""
+def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> Counters:
+    """Load what `save` wrote and return where it was; another network's file is refused."""
     tensors = load_weights(path, model)
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -232,7 +259,7 @@ def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, flo
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
-    return int(facts["step"]), float(facts["seconds"])
+    return Counters(**{name: json.loads(facts[name]) for name in Counters().to_json()})
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,6 +49,7 @@ def asked(out: Path, cache: Path) -> Asked:
         out=out,
         cache=cache,
         cache_gb=1,
+        workers=1,
         shares=(0.6, 0.2, 0.2),
         values=VALUES,
         architecture=NETWORK,
@@ -61,7 +62,18 @@ def command(out: Path, cache: Path, *more: str) -> list[str]:
     values = [argument for name, value in VALUES.items() for argument in ("--set", f"{name}={value}")]
     return [
         *("train", "radnet", "--data", HEADS, "--out", str(out), "--cache", str(cache), "--split", "0.6,0.2,0.2"),
-        *("--architecture", json.dumps(NETWORK), "--checkpoint-every", "3", "--validate-every", "4", "--threads", "1"),
+        *(
+            "--architecture",
+            json.dumps(NETWORK),
+            "--checkpoint-every",
+            "3",
+            "--validate-every",
+            "4",
+            "--threads",
+            "1",
+            "--workers",
+            "1",
+        ),
         *values,
         *more,
     ]
@@ -90,7 +102,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not_bit_for_bit(tmp_path: Pa
     deadline = time.monotonic() + 120
     while step_of(killed / "checkpoint.safetensors") < 3 and process.poll() is None:
         assert time.monotonic() < deadline
-        os.sched_yield()
+        threading.Event().wait(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=30) == -signal.SIGKILL, "it was over before it was killed"
     assert not (killed / "model").exists()
@@ -169,7 +181,19 @@ def test_a_model_is_judged_on_others_patients_only_and_its_card_says_what_it_was
     assert sum(map(len, sides.values())) == 8
 
     def judge(data: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "node.cli", "evaluate", str(model), "--data", data, "--cache", str(cache)]
+        line = [
+            sys.executable,
+            "-m",
+            "node.cli",
+            "evaluate",
+            str(model),
+            "--data",
+            data,
+            "--cache",
+            str(cache),
+            "--workers",
+            "1",
+        ]
         return subprocess.run([*line, "--write"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
     known = judge(HEADS)

@@ -1,6 +1,6 @@
 """Scans are prepared as in serving, dealt by patient, and drawn so that images, masks and labels stay together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -163,6 +163,14 @@ def test_a_negative_study_is_negative_in_every_slice_and_a_positive_one_nobody_k
     assert (labels[:, 1] == 0).all()
     assert np.isnan(labels[:, [0, 2, 3, 4, 5]]).all()
     assert np.array_equal(study.label_study(labels), [1, 0, np.nan, np.nan, 1, np.nan], equal_nan=True)
+
+
+@pytest.mark.timeout(60)
+def test_a_scan_is_prepared_also_where_its_volume_shares_a_lock_with_its_images(tmp_path: Path) -> None:
+    keys = (f"{number:08x}" for number in range(1 << 20))
+    key = next(k for k in keys if volume_key(k, dataset.PREPARED, SMALL.to_json())[:2] == k[:2])
+    study = replace(Blocks(seed=1).study(), key=key)
+    assert len(dataset.prepare(study, cache=VolumeCache(tmp_path), preprocessing=SMALL)) == 8
 
 
 def test_training_without_bleeding_or_without_its_absence_is_refused(tmp_path: Path) -> None:
