@@ -182,6 +182,12 @@ def known_patients(directory: Path, card: ModelCard, *, retune: bool) -> set[str
     Those of its test are not among them, nor those on whom operating points were chosen when `retune` replaces these.
     """
     drawn = {heads.patient_of(seed) for seed in range(*card.figures.get("seeds", (0, 0)))}
-    tuned = set() if retune else set(card.figures.get("tuned_on", ()))
+    tuned = set() if retune else set(card.figures.get("tuned_on", ())) | _validation_heads(card)
     path = directory / DATASET_FILE
     return drawn | tuned | (manifest.patients(path, besides=("test",)) if path.exists() else set())
+
+
+def _validation_heads(card: ModelCard) -> set[str]:
+    """The phantoms on which operating points were chosen, as the demonstration weights' cards name them."""
+    chosen = card.figures.get("validation", {}).get("heads", {"first": 0, "count": 0})
+    return {heads.patient_of(seed) for seed in range(chosen["first"], chosen["first"] + chosen["count"])}

@@ -154,3 +154,12 @@ def test_an_operating_point_is_not_chosen_from_a_handful_of_scans() -> None:
     chosen = evaluate.choose_thresholds(readings, labels=LABELS, rule=ScanRule(run=3))
     assert chosen[ANY] == chosen["subdural"] == pytest.approx(0.2)
     assert chosen["epidural"] == 0.5
+
+
+def test_the_demonstration_weights_know_the_heads_that_they_were_made_from_and_tuned_on() -> None:
+    directory = Path(__file__).parents[2] / "inference/weights/demo-radnet"
+    card = cards.read_card(directory)
+    known = evaluate.known_patients(directory, card, retune=False)
+    assert {"phantom-1000", "phantom-20249", "phantom-20250", "phantom-20339"} <= known
+    assert not {"phantom-999", "phantom-20340", "phantom-50000"} & known
+    assert "phantom-20250" not in evaluate.known_patients(directory, card, retune=True)
