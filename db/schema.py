@@ -318,5 +318,7 @@ labels = sa.Table(
     sa.Column("reader", sa.String(64), nullable=False),
     sa.Column("source", sa.String(16), nullable=False),
     sa.Column("at", Utc, nullable=False),
-    sa.UniqueConstraint("study_uid", "series_uid", "sop_instance_uid", "frame", "label", "reader", "source"),
+    sa.UniqueConstraint(  # named here: the names of all columns are more than PostgreSQL takes
+        "study_uid", "series_uid", "sop_instance_uid", "frame", "label", "reader", "source", name="uq_labels_place"
+    ),
 )

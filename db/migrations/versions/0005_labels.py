@@ -37,7 +37,7 @@ def upgrade() -> None:
             "label",
             "reader",
             "source",
-            name=op.f("uq_labels_study_uid"),
+            name=op.f("uq_labels_place"),
         ),
     )
 
