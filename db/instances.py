@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from db import audit
+from db import audit, catalog
+from db.engine import insert_into
 from db.schema import instances, now, set_aside, studies
 from db.states import SetAsideKind, StudyState
 
@@ -88,16 +88,20 @@ def add(tx: sa.Connection, new: NewInstance) -> Instance | None:
         for name in ("sop_instance_uid", "sop_class_uid", "series_uid", "study_uid", "transfer_syntax_uid", "path",
                      "size", "digest", "association_id", "facts")
     }  # fmt: skip
-    insert = _insert(tx)(instances).values(received_at=at, **values)
+    insert = insert_into(tx, instances).values(received_at=at, **values)
     insert = insert.on_conflict_do_nothing(index_elements=["sop_instance_uid"]).returning(instances.c.seq)
-    if tx.execute(insert).first() is None:
+    seq = tx.execute(insert).scalar()
+    if seq is None:
         return find(tx, new.sop_instance_uid)
     _received(tx, new, at)
+    catalog.enter_series(
+        tx, series_uid=new.series_uid, study_uid=new.study_uid, modality=new.facts.get("modality"), seq=seq
+    )
     return None
 
 
 def _received(tx: sa.Connection, new: NewInstance, at: dt.datetime) -> None:
-    insert = _insert(tx)(studies).values(
+    insert = insert_into(tx, studies).values(
         study_uid=new.study_uid,
         state=StudyState.RECEIVING,
         revision=1,
@@ -108,13 +112,10 @@ def _received(tx: sa.Connection, new: NewInstance, at: dt.datetime) -> None:
     )
     insert = insert.on_conflict_do_nothing(index_elements=["study_uid"]).returning(studies.c.study_uid)
     if tx.execute(insert).first() is not None:
+        catalog.enter_study(tx, study_uid=new.study_uid, header=new.header)
         audit.record(tx, "first_instance", study_uid=new.study_uid, calling_ae=new.calling_ae)
     else:
         tx.execute(studies.update().where(studies.c.study_uid == new.study_uid).values(last_received_at=at))
-
-
-def _insert(tx: sa.Connection) -> Any:
-    return postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
 
 
 def find(tx: sa.Connection, sop_instance_uid: str) -> Instance | None:

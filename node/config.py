@@ -92,6 +92,8 @@ class AssembleSection(Section):
     quiet_time: Seconds = 30
     limit: Seconds = 600
     tick: Seconds = 0.2
+    count_from: str = ""
+    count_every: Seconds = 5
 
 
 def _known_criteria(value: Any) -> Any:
@@ -171,6 +173,20 @@ class DeliverSection(Section):
     tick: Seconds = 0.1
 
 
+class QuerySection(Section):
+    """[query]: what others may ask of the archive, and where it may be sent on request."""
+
+    maximum_matches: Annotated[int, Field(ge=1)] = 20_000
+    timeout: Seconds = 60
+    move_destinations: tuple[RemoteSection, ...] = ()
+
+
+class ArchiveSection(RemoteSection):
+    """[[archives]]: a PACS that this node asks and fetches from, by C-MOVE to itself or by C-GET."""
+
+    retrieve: Literal["move", "get"] = "move"
+
+
 class LogSection(Section):
     """[log]: how much is said."""
 
@@ -191,6 +207,8 @@ class Settings(Section):
     report: ReportSection = ReportSection()
     deliver: DeliverSection = DeliverSection()
     subscribers: tuple[RemoteSection, ...] = ()
+    query: QuerySection = QuerySection()
+    archives: tuple[ArchiveSection, ...] = ()
     log: LogSection = LogSection()
 
     @pydantic.model_validator(mode="after")
@@ -199,6 +217,8 @@ class Settings(Section):
             "flag.ups": self.flag.ups,
             "deliver.destinations": self.deliver.destinations,
             "subscribers": self.subscribers,
+            "query.move_destinations": self.query.move_destinations,
+            "archives": self.archives,
         }
         for key, sections in named.items():
             names = [section.name for section in sections]
@@ -209,6 +229,8 @@ class Settings(Section):
         titles = [subscriber.ae_title for subscriber in self.subscribers]
         if len(titles) != len(set(titles)):
             raise ValueError("subscribers: every ae_title must be different")
+        if self.assemble.count_from and self.assemble.count_from not in {a.name for a in self.archives}:
+            raise ValueError(f"assemble.count_from: no [[archives]] is named {self.assemble.count_from!r}")
         return self
 
     @property

@@ -106,7 +106,7 @@ def alive(
 def receive(settings: Settings, *, stop: threading.Event) -> None:
     """The listening part has run until `stop` was set; associations were drained. Raises ``StartError``."""
     from inference.series import facts
-    from node.query import ups, worklist
+    from node.query import find, retrieve, ups, worklist
     from node.query.together import together
     from node.receive import store
     from node.receive.scp import Scp
@@ -117,7 +117,15 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
     services = [
         store.service(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json()),
         together(
-            ups.service(database=database, subscribers=subscribers), worklist.service(database=database, ae_title=title)
+            ups.service(database=database, subscribers=subscribers),
+            worklist.service(database=database, ae_title=title),
+            find.service(database=database, ae_title=title, maximum_matches=settings.query.maximum_matches),
+            retrieve.service(
+                database=database,
+                archive=settings.archive,
+                destinations=settings.query.move_destinations,
+                timeout=settings.query.timeout,
+            ),
         ),
     ]
     scp = Scp(settings=settings, database=database, services=services)

@@ -53,7 +53,7 @@ def guarded(handler: Callable[[Event, T], Answered]) -> Callable[[Event, T], Ans
         try:
             return handler(event, node)
         except Exception as error:  # noqa: BLE001 - a DIMSE handler is a boundary
-            _report(error, handler=handler.__name__)
+            failed(error, handler=handler.__name__)
             return int(Answer.PROCESSING_FAILURE), None
 
     return guard
@@ -78,7 +78,7 @@ def found(
             [projected(keys, e, pairs=pairs) for e in listed(keys) if matches(keys, e, pairs=pairs)] if keys else []
         )
     except Exception as error:  # noqa: BLE001 - a DIMSE handler is a boundary
-        _report(error, handler="c_find")
+        failed(error, handler="c_find")
         yield int(Answer.CANNOT_MATCH), None
         return
     for found_one in answers:
@@ -88,7 +88,8 @@ def found(
         yield int(Answer.PENDING), dataset_of(found_one)
 
 
-def _report(error: Exception, *, handler: str) -> None:
+def failed(error: Exception, *, handler: str) -> None:
+    """A request failed for a reason of this node's own, and the log says where."""
     # Where and what kind, but not the message: pydicom quotes values, which are patient data.
     last = traceback.extract_tb(error.__traceback__)[-1]
     log().error("request_failed", handler=handler, error=type(error).__name__, at=f"{last.filename}:{last.lineno}")
