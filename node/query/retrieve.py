@@ -15,7 +15,7 @@ from typing import Any
 from pydicom import Dataset
 from pynetdicom import _config, evt
 from pynetdicom.events import Event
-from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.presentation import PresentationContext, StoragePresentationContexts, build_context
 
 from db import holdings
 from db.dicom_json import first
@@ -33,12 +33,12 @@ from node.scu import MAXIMUM_PDU_SIZE, without_delay
 from node.service import Service
 
 PENDING, CANCELLED, UNABLE = 0xFF00, 0xFE00, 0xC000
-VERIFICATION = "1.2.840.10008.1.1"
 AT_ONCE = 200
 STUDIES_TOLD = 10
 MOST_CONTEXTS = 128
 """Presentation context IDs are the odd numbers 1 to 255 (PS3.8 9.3.2.2)."""
 
+ANY = StoragePresentationContexts[:MOST_CONTEXTS]
 _Yielded = int | tuple[Any, ...]
 
 
@@ -99,8 +99,8 @@ def move(event: Event, node: _Archive) -> Iterator[_Yielded]:
         to.port,
         {
             "ae_title": to.ae_title,
-            # pynetdicom gives no other answer before there is an association: one for verification serves a refusal.
-            "contexts": [build_context(VERIFICATION)] if isinstance(task, Dataset) else _contexts(task.kinds),
+            # pynetdicom says why a C-MOVE is refused only once it has an association: any will do.
+            "contexts": ANY if isinstance(task, Dataset) else _contexts(task.kinds),
             "max_pdu": MAXIMUM_PDU_SIZE,
             "evt_handlers": [(evt.EVT_ESTABLISHED, lambda opened: sending.over(opened.assoc))],
         },
@@ -182,14 +182,14 @@ class _Sending:
 
     def no_more(self, association: Any) -> None:
         """The association is as it was."""
-        association.send_c_store = self._plain
+        del association.send_c_store
 
     def _send(self, _named: Dataset, *, msg_id: int, **_others: Any) -> Dataset:
         instance = self.current
         if instance is None or self._plain is None:
-            raise RuntimeError("nothing to send")
+            raise RuntimeError("nobody to send to")
         try:
-            return self._plain(
+            answer = self._plain(
                 outgoing(
                     self._node.root / instance.path,
                     stored_in=instance.transfer_syntax_uid,
@@ -203,6 +203,9 @@ class _Sending:
         except Exception as error:
             log().warning("not_retrieved", sop_instance_uid=instance.sop_instance_uid, error=type(error).__name__)
             raise
+        if "Status" not in answer:
+            self._plain = None  # the far side has gone: nobody waits for it once more
+        return answer
 
 
 def _contexts(kinds: Sequence[Kind]) -> list[PresentationContext]:
