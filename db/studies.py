@@ -15,6 +15,7 @@ from db.schema import instances as rows
 from db.states import DeliveryState, JobState, StudyState
 
 ENDED = (StudyState.REPORTED, StudyState.NOT_ANALYSED, StudyState.FAILED)
+CLOSED = (*ENDED, StudyState.ARCHIVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,15 +170,30 @@ def recall(tx: sa.Connection, study_uid: str, *, reason: str) -> bool:
 def reopen(tx: sa.Connection, study_uid: str, *, reason: str) -> int | None:
     """A slice came after the result, or somebody asked for it: received again as the next revision, which is returned.
 
-    Returns None, with nothing written, unless the study had ended.
+    Returns None, with nothing written, unless the study had ended or was archived.
     """
     study = _locked(tx, study_uid)
-    if study is None or study.state not in ENDED:
+    if study is None or study.state not in CLOSED:
         return None
     revision = study.revision + 1
     _change(tx, study_uid, state=StudyState.RECEIVING, revision=revision)
     audit.record(tx, "revision_opened", study_uid=study_uid, revision=revision, reason=reason)
     return revision
+
+
+def archive(tx: sa.Connection, study_uid: str, *, reason: str) -> bool:
+    """What came of the study so far is kept, and not analysed.
+
+    Returns False, with nothing written, where a verdict was pronounced.
+    """
+    study = _locked(tx, study_uid)
+    if study is None or study.state not in (StudyState.RECEIVING, StudyState.ARCHIVED):
+        return False
+    instances.consider(tx, study_uid=study_uid, revision=study.revision)
+    if study.state is not StudyState.ARCHIVED:
+        _change(tx, study_uid, state=StudyState.ARCHIVED)
+        audit.record(tx, "archived", study_uid=study_uid, revision=study.revision, reason=reason)
+    return True
 
 
 def supersede_due(tx: sa.Connection, *, study_uid: str, before_revision: int) -> int:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy.exc
+from pynetdicom import evt
 
+from db import associations
 from db import parts as heartbeats
 from db.engine import Database
 from db.errors import DatabaseError
-from node.config import Settings
-from node.errors import StartError
+from node.config import RemoteSection, Settings
+from node.errors import ConfigError, StartError
+from node.fetch import Fetching, Listening, Outcome, Wish
 from node.log import log
 from node.supervisor import PartSpec, Supervisor
 
@@ -177,6 +181,74 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
         log().info("ready", **detail)
         worker.run(stop)
     database.close()
+
+
+def fetch(
+    settings: Settings, *, source: str, wish: Wish, told: Callable[[Outcome], object], stop: threading.Event
+) -> Outcome:
+    """What was wished for has been fetched from the archive `source`, or the outcome says what was not.
+
+    Raises
+    ------
+    ConfigError
+        No archive of this name is configured.
+    DeliveryError
+        It could not be asked.
+    """
+    archive = next((archive for archive in settings.archives if archive.name == source), None)
+    if archive is None:
+        known = ", ".join(archive.name for archive in settings.archives) or "none"
+        raise ConfigError(f"--from {source!r}: no [[archives]] has this name; there are: {known}")
+    database = open_database(settings)
+    try:
+        return Fetching(
+            database=database,
+            archive=archive,
+            own_ae_title=settings.node.ae_title,
+            timeout=settings.deliver.timeout,
+            listening=_taking(settings, database, sender=archive),
+            told=told,
+            stop=stop,
+        ).run(wish)
+    finally:
+        database.close()
+
+
+def _taking(settings: Settings, database: Database, *, sender: RemoteSection) -> Listening:
+    """What stores the instances that `sender` sends in answer to a C-GET, as those of an association that it opened."""
+    from inference.series import facts
+    from node.receive import store
+    from node.receive.archive import Archive
+    from node.receive.disk import Disk
+    from node.receive.intake import Intake
+
+    receiver = f"fetch-{sender.name}"
+    archive = Archive(root=settings.archive, receiver=receiver)
+    archive.prepare()
+    intake = Intake(
+        archive=archive,
+        database=database,
+        disk=Disk.of(settings),
+        facts=lambda dataset: facts(dataset).to_json(),
+    )
+    storing = [handler for handler in store.service_of(intake).handlers if handler[0] is evt.EVT_C_STORE]
+
+    @contextmanager
+    def listening() -> Iterator[Sequence[tuple[Any, ...]]]:
+        key, outcome = uuid.uuid4().hex, associations.ABORTED
+        with database.write() as tx:
+            associations.opened(
+                tx, association_id=key, receiver=receiver, calling_ae=sender.ae_title,
+                called_ae=settings.node.ae_title, address=sender.address,
+            )  # fmt: skip
+        try:
+            yield [*storing, (evt.EVT_ESTABLISHED, lambda event: setattr(event.assoc, "name", key))]
+            outcome = associations.RELEASED
+        finally:
+            with database.write() as tx:
+                associations.ended(tx, association_id=key, outcome=outcome)
+
+    return listening
 
 
 @contextmanager

@@ -74,7 +74,9 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         store = partial(store_report, remote=remote, own_ae_title=node.ae_title, timeout=deliver.timeout)
         return delivery(DeliveryKind.SR, remote.name, store(report_for=report_for))
 
-    assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory)
+    pacs = next((archive for archive in settings.archives if archive.name == settings.assemble.count_from), None)
+    counts = assemble.PacsCounts(database=database, settings=settings, archive=pacs) if pacs else None
+    assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory, counts=counts)
     return (
         Tick(name="assemble", seconds=settings.assemble.tick, act=assembling),
         Tick(name="reap", seconds=REAP_SECONDS, act=partial(reap, database, settings)),
@@ -83,6 +85,7 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         delivery(DeliveryKind.SR, ARCHIVE, file_in_archive(report_for=report_for)),
         *(report(remote) for remote in deliver.destinations),
         *(notification(subscriber) for subscriber in settings.subscribers),
+        *((Tick(name="count", seconds=settings.assemble.tick, act=counts.ask),) if counts else ()),
     )
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from db import associations, instances, jobs, results, studies
+from db import associations, fetches, instances, jobs, results, studies
 from db.associations import Association
 from db.engine import Database
 from db.instances import Instance
 from db.studies import Pending
 from inference.result import Completeness
 from inference.series import InstanceFacts
-from node.assemble.evidence import gather
+from node.assemble.evidence import SOURCES, gather
 from node.assemble.memory import Moment, Watched
+from node.assemble.pacs_count import PacsCounts, pacs_count
 from node.assemble.revision import Act, judge, meaning
 from node.assemble.verdict import Pronounce, verdict
 from node.assemble.view import Arrived, StudyView, view_of
@@ -23,22 +24,27 @@ from node.log import log
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What every study is looked at with. `open_now` are the associations that are open."""
+    """What every study is looked at with. `open_now` are the associations that are open.
+
+    `fetched` are the studies of which everything came by a fetch; `counts` has what the PACS tells, where it is asked.
+    """
 
     database: Database
     settings: Settings
     model: str
     at: Moment
     open_now: frozenset[str]
+    fetched: frozenset[str] = frozenset()
+    counts: PacsCounts | None = None
 
 
 def at_receiving(look: Look, study: Pending, watched: Watched) -> bool:
     """A study that is being received has its verdict, where one is due; whether it has one now."""
     if not _is_due(look, watched):
         return False
-    view = _view(look, study, watched)
+    view = replace(_view(look, study, watched), pacs=look.counts.of(study.study_uid) if look.counts else None)
     watched.view, watched.judged_key, watched.judged_at = view, watched.key, look.at.steady
-    answer = verdict(gather(view, look.settings.assemble, look.at.steady))
+    answer = verdict(gather(view, look.settings.assemble, look.at.steady, sources=(*SOURCES, pacs_count)))
     if not isinstance(answer, Pronounce):
         watched.until = answer.until
         return False
@@ -63,6 +69,17 @@ def pronounce(look: Look, study: Pending, *, completeness: Completeness, seen: S
     return stands
 
 
+def at_fetched(look: Look, study: Pending) -> bool:
+    """A study of which everything came by a fetch is kept unread; once anybody else has sent something, it is read."""
+    if study.study_uid in look.fetched:
+        with look.database.write() as tx:
+            return studies.archive(tx, study.study_uid, reason="fetched from another archive: kept, not analysed")
+    with look.database.write() as tx:
+        fetches.read_after_all(tx, study.study_uid)
+        reason = "slices of a fetched study came from elsewhere"
+        return studies.reopen(tx, study.study_uid, reason=reason) is not None
+
+
 def at_late(look: Look, study: Pending, watched: Watched) -> bool:
     """What came after a study's verdict is dealt with, where that can be done now; whether it was."""
     changed = watched.judged_key != watched.key
@@ -84,7 +101,8 @@ def _is_due(look: Look, watched: Watched) -> bool:
     """
     waits, now = look.settings.assemble, look.at.steady
     if now >= watched.last_at + waits.settle_time / 2:
-        return watched.judged_key != watched.key or now >= watched.until or _has_ended(look, watched.view)
+        told = _has_ended(look, watched.view) or _was_counted(look, watched)
+        return watched.judged_key != watched.key or now >= watched.until or told
     own = (peer.quiet_time for peer in look.settings.peers if peer.quiet_time is not None)
     soonest = min(waits.limit, waits.quiet_time, *own)
     return now >= watched.since + soonest and now >= watched.judged_at + waits.settle_time
@@ -94,6 +112,12 @@ def _has_ended(look: Look, view: StudyView | None) -> bool:
     """Whether an association has ended that was open when the study was last looked at."""
     known = view.associations if view else ()
     return any(a.ended_at is None and a.association_id not in look.open_now for a in known)
+
+
+def _was_counted(look: Look, watched: Watched) -> bool:
+    """Whether the PACS has told something since the study was last looked at."""
+    told = look.counts.of(watched.view.study_uid) if look.counts and watched.view else None
+    return told is not None and told.at > watched.judged_at
 
 
 def _view(look: Look, study: Pending, watched: Watched) -> StudyView:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inference.result import Completeness
 from node.assemble.evidence import Evidence, Kind, Says
 
-ENDINGS = frozenset({Kind.ASSOCIATION})
+ENDINGS = frozenset({Kind.ASSOCIATION, Kind.PACS})
 """The kinds of evidence that tell that a sender has sent everything it means to send."""
 
 CLOCKS = frozenset({Kind.SETTLED, Kind.QUIET, Kind.AGE})

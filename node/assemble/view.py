@@ -5,8 +5,9 @@ All times here are seconds of the monotonic clock, so that a step of the wall cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from db.associations import Association
@@ -68,12 +69,23 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PacsCount:
+    """How many instances of each series the PACS `name` held in the second `at`; `stable` when it was so twice."""
+
+    name: str
+    at: float
+    series: Mapping[str, int]
+    stable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyView:
     """A study as its evidence is taken from it.
 
     `seen` are the SOP Instance UIDs that no verdict has counted; `refused` the codes of series that cannot be read.
     The times, and `carriers`, tell of this revision alone: the first instance, the last, the last image, and the last
-    image of a candidate. Objects without pixels (a report that comes back) do not keep a study waiting.
+    image of a candidate. Objects without pixels (a report that comes back) do not keep a study waiting. `received`
+    counts the instances of each series; `pacs` is what the PACS has told of them.
     """
 
     study_uid: str
@@ -88,6 +100,8 @@ class StudyView:
     last_candidate_at: float
     associations: tuple[Association, ...] = ()
     quiet_time: float
+    received: Mapping[str, int] = field(default_factory=dict)
+    pacs: PacsCount | None = None
 
     def with_role(self, role: Role) -> tuple[Candidate, ...]:
         """The candidates of one role, best first."""
@@ -123,6 +137,7 @@ def view_of(
         last_candidate_at=max(a.at for a in of_candidates),
         associations=tuple(associations),
         quiet_time=quiet_time,
+        received=Counter(a.facts.series_uid for a in arrived),
     )
 
 

@@ -28,7 +28,7 @@ from node.log import log
 from node.query.archive import MODELS, PATIENT_ROOT, STUDY_ROOT, UNIQUE, check_path, chosen, level_of, negotiated
 from node.query.dimse import SYNTAXES, attributes_of, failed
 from node.query.find import refused
-from node.query.transcode import CONVERTIBLE, PLAIN, outgoing
+from node.query.transcode import PLAIN, outgoing
 from node.scu import MAXIMUM_PDU_SIZE, without_delay
 from node.service import Service
 
@@ -212,9 +212,7 @@ def _contexts(kinds: Sequence[Kind]) -> list[PresentationContext]:
     """For each kind one context with the transfer syntax in which it is stored; for each class one to convert to."""
     wanted: dict[tuple[str, tuple[str, ...]], None] = {}
     for kind in kinds:
-        wanted[kind.sop_class_uid, (kind.transfer_syntax_uid,)] = None
-        if kind.transfer_syntax_uid in CONVERTIBLE:
-            wanted[kind.sop_class_uid, PLAIN] = None
+        wanted[kind.sop_class_uid, (kind.transfer_syntax_uid,)] = wanted[kind.sop_class_uid, PLAIN] = None
     return [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in wanted][:MOST_CONTEXTS]
 
 
