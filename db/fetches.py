@@ -50,11 +50,14 @@ def announce(
         The study is to be kept without being read, unless it was here already for another reason.
     """
     study = studies.find(tx, study_uid)
-    prior = prior and (study is None or study.state is StudyState.ARCHIVED)
+    archived = study is not None and study.state is StudyState.ARCHIVED
+    if archived and not prior:
+        studies.reopen(tx, study_uid, reason="fetched to be read")
+    fresh = {"prior": prior and (study is None or archived), "changed_at": now()}
     for series_uid, count in announced.items():
-        fresh = {"announced": count, "changed_at": now()}
+        fresh["announced"] = count
         insert = insert_into(tx, fetches).values(
-            series_uid=series_uid, source=source, study_uid=study_uid, source_ae=source_ae, prior=prior, received=0,
+            series_uid=series_uid, source=source, study_uid=study_uid, source_ae=source_ae, received=0,
             state=FetchState.DUE, attempts=0, **fresh,
         )  # fmt: skip
         tx.execute(insert.on_conflict_do_update(index_elements=["series_uid", "source"], set_=fresh))
@@ -77,6 +80,21 @@ def ended(tx: sa.Connection, fetch: Fetch, *, received: int, error: str | None) 
         )
     )  # fmt: skip
     return state
+
+
+def keep_or_read(tx: sa.Connection, study_uid: str) -> bool:
+    """A study of which everything came by a fetch is archived; one that was, and had more sent to it, is received anew.
+
+    Returns False, with nothing written, where neither is so.
+    """
+    # Whoever adds an instance waits for this lock, so none comes between the look and what follows from it.
+    study = studies.lock(tx, study_uid)
+    if study_uid in only_fetched(tx, [study_uid]):
+        return studies.archive(tx, study_uid, reason="fetched from another archive: kept, not analysed")
+    if study is None or study.state is not StudyState.ARCHIVED:
+        return False
+    read_after_all(tx, study_uid)
+    return studies.reopen(tx, study_uid, reason="slices of a fetched study came from elsewhere") is not None
 
 
 def only_fetched(tx: sa.Connection, study_uids: Sequence[str]) -> frozenset[str]:

@@ -182,9 +182,13 @@ class QuerySection(Section):
 
 
 class ArchiveSection(RemoteSection):
-    """[[archives]]: a PACS that this node asks and fetches from, by C-MOVE to itself or by C-GET."""
+    """[[archives]]: a PACS that this node asks and fetches from, by C-MOVE to itself or by C-GET.
+
+    `sends_as` is the calling AE title with which it sends what it is asked for, where that is another.
+    """
 
     retrieve: Literal["move", "get"] = "move"
+    sends_as: AeTitle | None = None
 
 
 class LogSection(Section):

@@ -218,9 +218,13 @@ class Fetching:
         outcome.announced += sum(announced.values())
         with self._database.write() as tx:
             due = fetches.announce(
-                tx, source=self._archive.name, source_ae=self._archive.ae_title, study_uid=study_uid,
-                announced=announced, prior=wish.prior,
-            )  # fmt: skip
+                tx,
+                source=self._archive.name,
+                source_ae=self._archive.sends_as or self._archive.ae_title,
+                study_uid=study_uid,
+                announced=announced,
+                prior=wish.prior,
+            )
         done = sum(announced.values()) - sum(fetch.announced for fetch in due)
         outcome.known += done
         outcome.received += done

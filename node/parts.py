@@ -17,7 +17,7 @@ from db import associations
 from db import parts as heartbeats
 from db.engine import Database
 from db.errors import DatabaseError
-from node.config import RemoteSection, Settings
+from node.config import ArchiveSection, Settings
 from node.errors import ConfigError, StartError
 from node.fetch import Fetching, Listening, Outcome, Wish
 from node.log import log
@@ -214,7 +214,7 @@ def fetch(
         database.close()
 
 
-def _taking(settings: Settings, database: Database, *, sender: RemoteSection) -> Listening:
+def _taking(settings: Settings, database: Database, *, sender: ArchiveSection) -> Listening:
     """What stores the instances that `sender` sends in answer to a C-GET, as those of an association that it opened."""
     from inference.series import facts
     from node.receive import store
@@ -238,7 +238,7 @@ def _taking(settings: Settings, database: Database, *, sender: RemoteSection) ->
         key, outcome = uuid.uuid4().hex, associations.ABORTED
         with database.write() as tx:
             associations.opened(
-                tx, association_id=key, receiver=receiver, calling_ae=sender.ae_title,
+                tx, association_id=key, receiver=receiver, calling_ae=sender.sends_as or sender.ae_title,
                 called_ae=settings.node.ae_title, address=sender.address,
             )  # fmt: skip
         try:

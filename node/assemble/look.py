@@ -71,13 +71,8 @@ def pronounce(look: Look, study: Pending, *, completeness: Completeness, seen: S
 
 def at_fetched(look: Look, study: Pending) -> bool:
     """A study of which everything came by a fetch is kept unread; once anybody else has sent something, it is read."""
-    if study.study_uid in look.fetched:
-        with look.database.write() as tx:
-            return studies.archive(tx, study.study_uid, reason="fetched from another archive: kept, not analysed")
     with look.database.write() as tx:
-        fetches.read_after_all(tx, study.study_uid)
-        reason = "slices of a fetched study came from elsewhere"
-        return studies.reopen(tx, study.study_uid, reason=reason) is not None
+        return fetches.keep_or_read(tx, study.study_uid)
 
 
 def at_late(look: Look, study: Pending, watched: Watched) -> bool:

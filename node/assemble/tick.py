@@ -47,7 +47,7 @@ def tick(
     with database.read() as tx:
         pending = studies.pending(tx)
         open_now = frozenset(a.association_id for a in associations.open_now(tx))
-        fetched = fetches.only_fetched(tx, [study.study_uid for study in pending])
+        fetched = fetches.only_fetched(tx, [study.study_uid for study in pending if study.prior])
     memory.notice(pending, at)
     look = Look(
         database=database, settings=settings, model=model, at=at, open_now=open_now, fetched=fetched, counts=counts

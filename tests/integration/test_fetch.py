@@ -255,6 +255,15 @@ def test_a_study_that_a_scanner_is_sending_is_read_although_the_rest_of_it_is_fe
 
 
 @on_sqlite
+def test_an_archived_study_is_read_when_it_is_fetched_to_be_read(site: Site) -> None:
+    site.fetch(keys={"StudyInstanceUID": "1.2.2"})
+    site.tick()
+    site.fetch(keys={"StudyInstanceUID": "1.2.2"}, prior=False)
+    site.tick()
+    assert site.state("1.2.2") is StudyState.RECEIVING
+
+
+@on_sqlite
 def test_a_fetched_study_is_read_where_that_was_wished_or_is_asked_for_later(site: Site) -> None:
     site.fetch(keys={"StudyInstanceUID": "1.2.3"}, prior=False)
     site.fetch(keys={"StudyInstanceUID": "1.2.2"})
