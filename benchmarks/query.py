@@ -98,7 +98,7 @@ def measure(url: str, folder: Path, *, count: int, slices: int) -> dict[str, flo
         for table in reversed(metadata.sorted_tables):
             tx.execute(table.delete())
     fill(database, count=count)
-    workstation = Workstation()
+    workstation = Workstation(keep=False)
     with workstation.listening() as viewer, archive_node(folder, database, destinations=[viewer]) as node:
         pixels = os.urandom(2 * 512 * 512)
         for start in range(0, slices, 50):

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import sqlalchemy as sa
 from pydicom.datadict import tag_for_keyword
 from pynetdicom.association import Association
 from pynetdicom.presentation import StoragePresentationContexts
@@ -217,7 +218,7 @@ class Fetching:
         outcome.series += len(announced)
         outcome.announced += sum(announced.values())
         with self._database.write() as tx:
-            due = fetches.announce(
+            announcement = fetches.announce(
                 tx,
                 source=self._archive.name,
                 source_ae=self._archive.sends_as or self._archive.ae_title,
@@ -225,6 +226,7 @@ class Fetching:
                 announced=announced,
                 prior=wish.prior,
             )
+            due = [fetch for fetch in announcement if not _is_here(tx, fetch)]
         done = sum(announced.values()) - sum(fetch.announced for fetch in due)
         outcome.known += done
         outcome.received += done
@@ -284,3 +286,9 @@ class Fetching:
         if shut:
             log().info("fetch_waits", source=self._archive.name, seconds=round(shut))
         return not self._stop.wait(max(shut, self._next_at - time.monotonic(), 0.0))
+
+
+def _is_here(tx: sa.Connection, fetch: Fetch) -> bool:
+    """Whether as much of a series is here as was announced, however it came; then it is done."""
+    received = holdings.count_of_series(tx, fetch.series_uid)
+    return received >= fetch.announced and fetches.ended(tx, fetch, received=received, error=None) is FetchState.DONE

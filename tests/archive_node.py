@@ -137,7 +137,10 @@ class Asker:
 class Workstation:
     """A storage SCP that is moved to: what came, and as what request."""
 
-    def __init__(self, *, syntaxes: Sequence[str] = (EXPLICIT, IMPLICIT), classes: Sequence[str] = (CT,)) -> None:
+    def __init__(
+        self, *, syntaxes: Sequence[str] = (EXPLICIT, IMPLICIT), classes: Sequence[str] = (CT,), keep: bool = True
+    ) -> None:
+        self._keep = keep
         self.requests: list[Any] = []
         self.files: list[Dataset] = []
         self.encoded: list[bytes] = []
@@ -153,6 +156,8 @@ class Workstation:
             yield RemoteSection(name="viewer", ae_title="VIEWER", address=HOST, port=port)
 
     def _store(self, event: Event) -> int:
+        if not self._keep:
+            return self.answer
         self.requests.append(event.request)
         self.encoded.append(event.request.DataSet.getvalue())
         self.files.append(dcmread(BytesIO(event.encoded_dataset())))

@@ -7,7 +7,6 @@ import time
 
 from db import studies
 from db.engine import Database
-from db.schema import now
 from db.states import StudyState
 from db.studies import Pending
 from node import asking
@@ -56,10 +55,8 @@ class PacsCounts:
         return len(due)
 
     def _is_due(self, study: Pending) -> bool:
-        """Not while slices come one after another, and not all the time."""
-        waits, told = self._settings.assemble, self.of(study.study_uid)
-        idle = (now() - study.last_received_at).total_seconds()
-        return idle >= waits.settle_time / 2 and (told is None or time.monotonic() >= told.at + waits.count_every)
+        told = self.of(study.study_uid)
+        return told is None or time.monotonic() >= told.at + self._settings.assemble.count_every
 
     def _ask(self, study_uids: list[str]) -> None:
         settings = self._settings

@@ -194,4 +194,4 @@ def image_attributes(held: Instance) -> Attributes:
 
 
 def _from_facts(facts: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    return {keyword: facts.get(name) or None if facts.get(name) != 0 else 0 for keyword, name in names.items()}
+    return {keyword: facts.get(name) for keyword, name in names.items()}
