@@ -15,6 +15,7 @@ from node.query.archive import PATIENT_ROOT, STUDY_ROOT
 from tests.archive_node import Asker, archive_node, extended, keys
 from tests.receiving import a_slice, send
 
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 JAPANESE = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 
 
@@ -100,6 +101,7 @@ def test_every_kind_of_matching_finds_what_the_standard_says(asker: Asker) -> No
     assert wrong == {}
 
 
+@on_sqlite
 def test_a_range_of_dates_and_times_is_one_range_where_that_was_negotiated(asker: Asker) -> None:
     night = keys("STUDY", StudyInstanceUID="", StudyDate="20260101-20260102", StudyTime="230000-010000")
     assert asker.values(night, "StudyInstanceUID") == []
@@ -147,6 +149,7 @@ def test_the_patient_root_begins_with_patients(asker: Asker) -> None:
     assert asker.values(studies, "StudyInstanceUID", model=PATIENT_ROOT.find) == ["1.2.1", "1.2.2"]
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("identifier", "at_fault"),
     [
@@ -176,18 +179,21 @@ def test_relational_queries_cross_the_levels_where_they_were_negotiated(asker: A
     assert asker.values(one, "StudyInstanceUID", ext_neg=relational) == ["1.2.1"]
 
 
+@on_sqlite
 def test_a_key_that_is_not_supported_is_ignored_and_said_to_be(asker: Asker) -> None:
     asked = keys("STUDY", StudyInstanceUID="1.2.1", InstitutionName="Elsewhere", SeriesNumber="9")
     (match,), (pending, done) = asker.find(asked)
     assert (match.StudyInstanceUID, match.InstitutionName, pending.Status, done.Status) == ("1.2.1", "", 0xFF01, 0)
 
 
+@on_sqlite
 def test_more_matches_than_allowed_end_in_a_refusal_that_says_so(asker: Asker) -> None:
     matches, statuses = asker.find(keys("IMAGE", SOPInstanceUID=""), ext_neg=[extended(STUDY_ROOT.find, 1)])
     assert (len(matches), statuses[-1].Status) == (9, 0xA700)
     assert statuses[-1].ErrorComment == "more than 9 matches"
 
 
+@on_sqlite
 def test_a_query_stops_when_it_is_cancelled(asker: Asker) -> None:
     with asker.associated(STUDY_ROOT.find) as association:
         answers = association.send_c_find(keys("STUDY", StudyInstanceUID=""), STUDY_ROOT.find, msg_id=7)
@@ -198,6 +204,7 @@ def test_a_query_stops_when_it_is_cancelled(asker: Asker) -> None:
     assert len(statuses) <= 6
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("asked_in", "study", "answered_in"),
     [
