@@ -112,7 +112,7 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
     from inference.series import facts
     from node.query import find, retrieve, ups, worklist
     from node.query.together import together
-    from node.receive import store
+    from node.receive import commitment, mpps, store
     from node.receive.scp import Scp
 
     database = open_database(settings)
@@ -130,6 +130,8 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
                 destinations=settings.query.move_destinations,
                 timeout=settings.query.timeout,
             ),
+            commitment.service(database=database),
+            mpps.service(database=database),
         ),
     ]
     scp = Scp(settings=settings, database=database, services=services)

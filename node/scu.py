@@ -28,7 +28,7 @@ def associate(
     contexts: Sequence[PresentationContext | str],
     timeout: float,
     scp_roles: Sequence[str] = (),
-    handlers: Sequence[tuple[Any, ...]] = (),
+    handlers: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """An established association with `remote`, released when the block ends and aborted when it raises.
 
@@ -42,8 +42,8 @@ def associate(
         Seconds for connecting, for the association, for each DIMSE answer and for silence on the network.
     scp_roles : sequence of str
         Abstract syntaxes for which this side proposes to be SCP as well (PS3.7 D.3.3.4).
-    handlers : sequence of (event, callable, list)
-        What answers the requests of `remote` in this association.
+    handlers : sequence
+        What pynetdicom binds, for what the far side may ask in its turn.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from db.states import StudyState
 from db.studies import Pending
 from node import asking
 from node.asking import FIND
-from node.assemble.evidence import Evidence, Kind, Says
+from node.assemble.piece import Evidence, Kind, Says
 from node.assemble.view import Candidate, PacsCount, Role, StudyView
 from node.config import ArchiveSection, AssembleSection, Settings
 from node.errors import DeliveryError
@@ -91,10 +91,10 @@ def pacs_count(study: StudyView, _settings: AssembleSection, _now: float) -> tup
     chosen = [c for c in study.with_role(Role.CHOSEN) if told and told.series.get(c.series_uid)]
     if told is None or not chosen:
         return ()
-    missing = tuple(_short(c, told, study) for c in chosen if study.received[c.series_uid] < told.series[c.series_uid])
+    missing = tuple(_short(c, told, study) for c in chosen if _held(study, c) < told.series[c.series_uid])
     if missing:
         return (Evidence(kind=Kind.PACS, says=Says.INCOMPLETE, sentence="; ".join(missing), missing=missing),)
-    if not told.stable or any(study.received[c.series_uid] > told.series[c.series_uid] for c in chosen):
+    if not told.stable or any(_held(study, c) > told.series[c.series_uid] for c in chosen):
         return (Evidence(kind=Kind.PACS, says=Says.NOTHING, sentence=f"{told.name} may still be receiving"),)
     named = " and ".join(f"{told.series[c.series_uid]} instances of {c.name}" for c in chosen)
     return (Evidence(kind=Kind.PACS, says=Says.COMPLETE, sentence=f"{told.name} holds no more than {named}"),)
@@ -102,4 +102,8 @@ def pacs_count(study: StudyView, _settings: AssembleSection, _now: float) -> tup
 
 def _short(candidate: Candidate, told: PacsCount, study: StudyView) -> str:
     uid = candidate.series_uid
-    return f"{candidate.name}: {study.received[uid]} of {told.series[uid]} instances that {told.name} holds"
+    return f"{candidate.name}: {_held(study, candidate)} of {told.series[uid]} instances that {told.name} holds"
+
+
+def _held(study: StudyView, candidate: Candidate) -> int:
+    return len(study.held.get(candidate.series_uid, ()))

@@ -15,6 +15,7 @@ from db.dicom_json import Attributes, data_set, dataset_of, first, tag_of, value
 from db.engine import Database
 from db.holdings import Selection, StudyHeld
 from db.matching import Pairs, matches, projected
+from node.dimse import COMMENT_LENGTH, SYNTAXES, Answered, attributes_of, report_failure
 from node.errors import QueryRefused
 from node.query.archive import (
     DATE_WITH_TIME,
@@ -31,7 +32,6 @@ from node.query.archive import (
     study_attributes,
 )
 from node.query.characters import speak
-from node.query.dimse import COMMENT_LENGTH, SYNTAXES, Answered, attributes_of, failed
 from node.service import Service
 
 SUCCESS, PENDING, PENDING_WITHOUT_SOME_KEYS, CANCELLED = 0x0000, 0xFF00, 0xFF01, 0xFE00
@@ -103,7 +103,7 @@ def find(event: Event, archive: _Archive) -> Iterator[Answered]:
     except QueryRefused as refusal:
         yield refused(refusal), None
     except Exception as error:  # noqa: BLE001 - a DIMSE handler is a boundary
-        failed(error, handler="c_find")
+        report_failure(error, handler="c_find")
         yield UNABLE, None
 
 

@@ -23,10 +23,10 @@ from db.engine import Database
 from db.holdings import Kind, Selection
 from db.instances import Instance
 from node.config import RemoteSection
+from node.dimse import SYNTAXES, attributes_of, report_failure
 from node.errors import QueryRefused
 from node.log import log
 from node.query.archive import MODELS, PATIENT_ROOT, STUDY_ROOT, UNIQUE, check_path, chosen, level_of, negotiated
-from node.query.dimse import SYNTAXES, attributes_of, failed
 from node.query.find import refused
 from node.query.transcode import PLAIN, outgoing
 from node.scu import MAXIMUM_PDU_SIZE, without_delay
@@ -223,7 +223,7 @@ def _task(event: Event, node: _Archive) -> _Task | Dataset:
     except QueryRefused as refusal:
         return refused(refusal)
     except Exception as error:  # noqa: BLE001 - a DIMSE handler is a boundary
-        failed(error, handler="retrieve")
+        report_failure(error, handler="retrieve")
         return refused(QueryRefused("the request cannot be processed", status=UNABLE))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from node.assemble.evidence import Evidence, Kind, Says
 from node.assemble.pacs_count import pacs_count
+from node.assemble.piece import Evidence, Kind, Says
 from node.assemble.verdict import Pronounce, Wait, verdict
 from node.assemble.view import Candidate, PacsCount, Role, StudyView
 from node.config import AssembleSection
@@ -23,7 +23,8 @@ def a_view(*, here: int, there: int | None, stable: bool = True, role: Role = Ro
     )  # fmt: skip
     view = StudyView(
         study_uid="1.2", revision=1, candidates=(candidate,), refused=(), seen=(), carriers=frozenset({"a"}),
-        first_at=0, last_at=0, last_image_at=0, last_candidate_at=0, quiet_time=30, received={SERIES: here},
+        first_at=0, last_at=0, last_image_at=0, last_candidate_at=0, quiet_time=30,
+        held={SERIES: frozenset(map(str, range(here)))},
     )  # fmt: skip
     if there is None:
         return view

@@ -1,6 +1,6 @@
 """The catalogue that queries ask, filled from what is stored, and what was fetched from other archives
 
-Revision: 0004, after 0001.
+Revision: 0004, after 0003.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alembic import op
 import db.schema
 
 revision = "0004"
-down_revision = "0001"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
