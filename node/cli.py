@@ -250,7 +250,7 @@ def requeue(
     config_path: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Try abandoned deliveries again; a parked (failed) study is read again as its next revision."""
+    """Try abandoned deliveries again; a parked (failed) or archived study is read as its next revision."""
     from node import operate, parts, tables
 
     database = parts.open_database(config.load(config_path))
@@ -289,6 +289,45 @@ def models(
 
     facts = offline.models(config.load(config_path) if config_path else Settings())
     _print(facts, tables.models(facts), as_json=as_json)
+
+
+@app.command()
+def fetch(
+    source: Annotated[str, typer.Option("--from", help="The name of one of the [[archives]] in node.toml.")],
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    query: Annotated[list[str] | None, typer.Option(help="KEYWORD=VALUE of a study, such as PatientID=P1.")] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="Only series of this modality.")] = None,
+    since: Annotated[str, typer.Option(help="Studies of this day and later: 2026-01-31.")] = "",
+    until: Annotated[str, typer.Option(help="Studies of this day and earlier.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Retrieve from so many studies this time.")] = None,
+    rate: Annotated[str, typer.Option(help="Instances per time: 5/s, 100/min, 1000/h.")] = "",
+    between: Annotated[str, typer.Option(help="Only at this time of day: 22:00-06:00.")] = "",
+    analyse: Annotated[bool, typer.Option("--analyse", help="Read the studies as if a scanner had sent them.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch priors or a whole archive from a PACS (C-FIND, then C-MOVE or C-GET); given again, it goes on."""
+    from node import fetch as fetching
+    from node import parts, tables
+
+    settings = _settings(config_path, part="fetch")
+    wish = fetching.Wish(
+        keys=fetching.study_keys(query or (), modalities=modality or (), since=since, until=until),
+        modalities=tuple(modality or ()),
+        limit=limit,
+        rate=fetching.instances_per_second(rate) if rate else None,
+        window=fetching.Window.parse(between) if between else None,
+        prior=not analyse,
+    )
+    with _progress(disable=as_json) as progress:
+        task = progress.add_task(f"fetching from {source}", total=None)
+        outcome = parts.fetch(
+            settings, source=source, wish=wish, stop=_until_told(),
+            told=lambda so_far: progress.update(task, completed=so_far.received, total=so_far.announced),
+        )  # fmt: skip
+    facts = dataclasses.asdict(outcome)
+    _print(facts, tables.fetched(facts), as_json=as_json)
+    if outcome.missing:
+        raise typer.Exit(FAILED)
 
 
 @weights_app.command("import")

@@ -97,6 +97,8 @@ class AssembleSection(Section):
     quiet_time: Seconds = 30
     limit: Seconds = 600
     tick: Seconds = 0.2
+    count_from: str = ""
+    count_every: Seconds = 5
 
 
 def _known_criteria(value: Any) -> Any:
@@ -183,6 +185,24 @@ class DeliverSection(Section):
     tick: Seconds = 0.1
 
 
+class QuerySection(Section):
+    """[query]: what others may ask of the archive, and where it may be sent on request."""
+
+    maximum_matches: Annotated[int, Field(ge=1)] = 20_000
+    timeout: Seconds = 60
+    move_destinations: tuple[RemoteSection, ...] = ()
+
+
+class ArchiveSection(RemoteSection):
+    """[[archives]]: a PACS that this node asks and fetches from, by C-MOVE to itself or by C-GET.
+
+    `sends_as` is the calling AE title with which it sends what it is asked for, where that is another.
+    """
+
+    retrieve: Literal["move", "get"] = "move"
+    sends_as: AeTitle | None = None
+
+
 class CommitmentSection(Section):
     """[commitment]: storage commitment, given and asked for. All in seconds."""
 
@@ -212,6 +232,9 @@ class Settings(Section):
     report: ReportSection = ReportSection()
     deliver: DeliverSection = DeliverSection()
     subscribers: tuple[RemoteSection, ...] = ()
+    query: QuerySection = QuerySection()
+    archives: tuple[ArchiveSection, ...] = ()
+
     commitment: CommitmentSection = CommitmentSection()
     log: LogSection = LogSection()
 
@@ -222,6 +245,8 @@ class Settings(Section):
             "deliver.destinations": self.deliver.destinations,
             "deliver.availability": self.deliver.availability,
             "subscribers": self.subscribers,
+            "query.move_destinations": self.query.move_destinations,
+            "archives": self.archives,
         }
         for key, sections in named.items():
             names = [section.name for section in sections]
@@ -232,6 +257,8 @@ class Settings(Section):
         titles = [subscriber.ae_title for subscriber in self.subscribers]
         if len(titles) != len(set(titles)):
             raise ValueError("subscribers: every ae_title must be different")
+        if self.assemble.count_from and self.assemble.count_from not in {a.name for a in self.archives}:
+            raise ValueError(f"assemble.count_from: no [[archives]] is named {self.assemble.count_from!r}")
         return self
 
     @property

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy.exc
+from pynetdicom import evt
 
+from db import associations
 from db import parts as heartbeats
 from db.engine import Database
 from db.errors import DatabaseError
-from node.config import Settings
-from node.errors import StartError
+from node.config import ArchiveSection, Settings
+from node.errors import ConfigError, StartError
+from node.fetch import Fetching, Listening, Outcome, Wish
 from node.log import log
+from node.service import Service
 from node.supervisor import PartSpec, Supervisor
 
 DRAIN_SECONDS = 20.0
@@ -106,7 +111,7 @@ def alive(
 def receive(settings: Settings, *, stop: threading.Event) -> None:
     """The listening part has run until `stop` was set; associations were drained. Raises ``StartError``."""
     from inference.series import facts
-    from node.query import ups, worklist
+    from node.query import find, retrieve, ups, worklist
     from node.query.together import together
     from node.receive import commitment, mpps, store
     from node.receive.scp import Scp
@@ -119,6 +124,13 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
         together(
             ups.service(database=database, subscribers=subscribers),
             worklist.service(database=database, ae_title=title),
+            find.service(database=database, ae_title=title, maximum_matches=settings.query.maximum_matches),
+            retrieve.service(
+                database=database,
+                archive=settings.archive,
+                destinations=settings.query.move_destinations,
+                timeout=settings.query.timeout,
+            ),
             commitment.service(database=database),
             mpps.service(database=database),
         ),
@@ -172,6 +184,65 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
         log().info("ready", **detail)
         worker.run(stop)
     database.close()
+
+
+def fetch(
+    settings: Settings, *, source: str, wish: Wish, told: Callable[[Outcome], object], stop: threading.Event
+) -> Outcome:
+    """What was wished for has been fetched from the archive `source`, or the outcome says what was not.
+
+    Raises
+    ------
+    ConfigError
+        No archive of this name is configured.
+    DeliveryError
+        It could not be asked.
+    """
+    archive = next((archive for archive in settings.archives if archive.name == source), None)
+    if archive is None:
+        known = ", ".join(archive.name for archive in settings.archives) or "none"
+        raise ConfigError(f"--from {source!r}: no [[archives]] has this name; there are: {known}")
+    from inference.series import facts
+    from node.receive import store
+
+    database = open_database(settings)
+    storing = store.service(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json())
+    try:
+        return Fetching(
+            database=database,
+            archive=archive,
+            own_ae_title=settings.node.ae_title,
+            timeout=settings.deliver.timeout,
+            listening=_taking(settings, database, storing, sender=archive),
+            told=told,
+            stop=stop,
+        ).run(wish)
+    finally:
+        storing.close()
+        database.close()
+
+
+def _taking(settings: Settings, database: Database, storing: Service, *, sender: ArchiveSection) -> Listening:
+    """What stores the instances that `sender` sends in answer to a C-GET, as those of an association that it opened."""
+    receiver = f"fetch-{sender.name}"
+    handlers = [handler for handler in storing.handlers if handler[0] is evt.EVT_C_STORE]
+
+    @contextmanager
+    def listening() -> Iterator[Sequence[tuple[Any, ...]]]:
+        key, outcome = uuid.uuid4().hex, associations.ABORTED
+        with database.write() as tx:
+            associations.opened(
+                tx, association_id=key, receiver=receiver, calling_ae=sender.sends_as or sender.ae_title,
+                called_ae=settings.node.ae_title, address=sender.address,
+            )  # fmt: skip
+        try:
+            yield [*handlers, (evt.EVT_ESTABLISHED, lambda event: setattr(event.assoc, "name", key))]
+            outcome = associations.RELEASED
+        finally:
+            with database.write() as tx:
+                associations.ended(tx, association_id=key, outcome=outcome)
+
+    return listening
 
 
 @contextmanager

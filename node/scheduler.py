@@ -94,7 +94,9 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         )  # fmt: skip
         return delivery(DeliveryKind.AVAILABILITY, remote.name, act)
 
-    assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory)
+    pacs = next((archive for archive in settings.archives if archive.name == settings.assemble.count_from), None)
+    counts = assemble.PacsCounts(database=database, settings=settings, archive=pacs) if pacs else None
+    assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory, counts=counts)
     return (
         Tick(name="assemble", seconds=settings.assemble.tick, act=assembling),
         Tick(name="reap", seconds=REAP_SECONDS, act=partial(reap, database, settings)),
@@ -106,6 +108,7 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         *_commitments(database, settings, owner=owner, stop=stop),
         *(tick for remote in deliver.destinations if remote.commitment for tick in promise(remote)),
         *(availability(remote) for remote in deliver.availability),
+        *((Tick(name="count", seconds=settings.assemble.tick, act=counts.ask),) if counts else ()),
     )
 
 

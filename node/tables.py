@@ -267,3 +267,14 @@ def _measured(card: Mapping[str, Any]) -> dict[str, str]:
 def _share(counted: Mapping[str, Any]) -> str:
     low, high = (round(100 * counted[end]) for end in ("low", "high"))
     return f"{counted['hits']} of {counted['cases']} (95 %: {low}–{high} %)"
+
+
+def fetched(facts: dict[str, Any]) -> RenderableType:
+    """What a fetch brought, and what it did not."""
+    lines = [
+        f"{facts['received']} of {facts['announced']} instances are here, of {facts['series']} series"
+        f" in {facts['studies']} studies; {facts['known']} were here before"
+    ]
+    lines += ["stopped before the end: the same command goes on"] if facts["stopped"] else []
+    lines += [f"not fetched: {m['series_uid'] or m['study_uid']}: {m['reason']}" for m in facts["missing"]]
+    return Text("\n".join(lines))

@@ -150,6 +150,7 @@ class Scp:
         entity.acse_timeout = receive.acse_timeout
         entity.dimse_timeout = receive.dimse_timeout
         entity.network_timeout = receive.network_timeout
+        entity.connection_timeout = receive.acse_timeout  # of the associations that a C-MOVE opens
         entity.maximum_associations = 1 << 30  # pynetdicom counts threads that have ended in all but name; we count
         own = [
             (evt.EVT_REQUESTED, self._requested),

@@ -94,9 +94,15 @@ def _support_what_is_proposed(event: Event) -> None:
     # A class offered in unknown syntaxes only is kept with one that it lacks, so that the answer is "transfer syntaxes
     # not supported" (PS3.8 table 9-18) and not "abstract syntax not supported".
     association.acceptor.supported_contexts = others + [
-        build_context(uid, list(preferred_syntaxes(contexts)) or [ImplicitVRLittleEndian])
+        _either_way(build_context(uid, list(preferred_syntaxes(contexts)) or [ImplicitVRLittleEndian]))
         for uid, contexts in proposed.items()
     ]
+
+
+def _either_way(context: PresentationContext) -> PresentationContext:
+    # Who retrieves by C-GET proposes to be the SCP itself (PS3.7 D.3.3.4); without a proposal the roles stay as usual.
+    context.scu_role = context.scp_role = True
+    return context
 
 
 def _private_classes_are_storage(event: Event) -> dict[Any, SOPClassCommonExtendedNegotiation]:
