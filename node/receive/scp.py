@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from socketserver import BaseServer
 from typing import Any, cast
 
@@ -33,6 +35,7 @@ from node.receive.access import (
 )
 from node.receive.connections import Connection, Connections
 from node.receive.disk import MEGABYTE, Disk
+from node.receive.reactor import EventConnection, Spool
 from node.receive.roll import Caller, Roll, failure, receiver_name
 from node.service import Service
 
@@ -52,8 +55,8 @@ class Scp:
         Where associations are recorded.
     services : sequence of Service
         What is offered. An operation (C-STORE, N-CREATE …) is answered by one service only.
-    request_handler : type, optional
-        What pynetdicom makes of an accepted connection; a faster reactor plugs in here.
+    request_handler : callable, optional
+        What pynetdicom makes of an accepted connection; the configured reactor's when left out.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Scp:
         settings: Settings,
         database: Database,
         services: Sequence[Service],
-        request_handler: type[RequestHandler] | None = None,
+        request_handler: Callable[..., RequestHandler] | None = None,
     ) -> None:
         operations = [event for service in services for event, _, _ in service.handlers if event.is_intervention]
         if len(operations) != len(set(operations)):
@@ -74,7 +77,7 @@ class Scp:
         self._access = Access(settings=settings, disk=self._disk)
         self._roll = Roll(database=database, receiver=receiver_name(settings))
         self._connections = Connections()
-        self._request_handler = request_handler or Connection
+        self._request_handler = request_handler or _request_handler(settings, self._disk)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -233,6 +236,20 @@ class Scp:
 
     def _aborted(self, event: Event) -> None:
         self._roll.leave(event.assoc, ABORTED)
+
+
+def _request_handler(settings: Settings, disk: Disk) -> Callable[..., RequestHandler]:
+    """What makes an association of a connection, by ``[receive] reactor``. Raises ``StartError``."""
+    if settings.receive.reactor == "library":
+        return Connection
+    if not hasattr(os, "eventfd"):
+        raise StartError('[receive] reactor = "event" needs Linux; set it to "library"')
+    spool = Spool(
+        folder=settings.archive / "incoming",
+        memory=settings.receive.spool_above_mb * MEGABYTE,
+        has_room=disk.has_room_for,
+    )
+    return partial(EventConnection, spool=spool)
 
 
 class _Server(ThreadedAssociationServer):
