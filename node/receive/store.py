@@ -44,7 +44,7 @@ STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
 VERIFICATION = "1.2.840.10008.1.1"
 
 
-def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
+def service(*, settings: Settings, database: Database, facts: Facts, number: int = 0) -> Service:
     """Storage and Verification, ready to be listened for; the archive is prepared.
 
     Parameters
@@ -55,8 +55,10 @@ def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
         Where stored instances are recorded.
     facts : callable
         What the index keeps about an instance, see `node.receive.dataset.Facts`.
+    number : int
+        Which of the processes that share the port this is.
     """
-    archive = Archive(root=settings.archive, receiver=receiver_name(settings))
+    archive = Archive(root=settings.archive, receiver=receiver_name(settings, number=number))
     archive.prepare()
     return service_of(Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts))
 
