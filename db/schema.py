@@ -248,3 +248,11 @@ parts = sa.Table(
     sa.Column("beat_at", Utc, nullable=False),
     sa.Column("detail", sa.JSON, nullable=False),
 )
+
+journals = sa.Table(
+    "journals",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("serial", sa.BigInteger, nullable=False),
+    sa.Column("at", Utc, nullable=False),
+)

@@ -124,9 +124,7 @@ def receive(settings: Settings, *, number: int = 0, stop: threading.Event) -> No
     title = settings.node.ae_title
     subscribers = [subscriber.ae_title for subscriber in settings.subscribers]
     services = [
-        store.service(
-            settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json(), number=number
-        ),
+        store.service(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json()),
         together(
             ups.service(database=database, subscribers=subscribers), worklist.service(database=database, ae_title=title)
         ),

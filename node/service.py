@@ -17,7 +17,10 @@ class Service:
         Abstract syntax UIDs, each with the transfer syntax UIDs it is accepted in.
     handlers : tuple of (event, callable, list)
         What pynetdicom binds: ``(evt.EVT_C_ECHO, function, [arguments])``.
+    close : callable
+        Called once when nobody listens any more and every association has ended.
     """
 
     contexts: tuple[tuple[str, tuple[str, ...]], ...]
     handlers: tuple[tuple[Any, Callable[..., Any], list[Any]], ...] = field(default=())
+    close: Callable[[], None] = field(default=lambda: None)

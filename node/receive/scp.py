@@ -152,6 +152,8 @@ class Scp:
         self._tend()
         for association in self._roll.open():
             self._roll.leave(association, ABORTED)
+        for service in self._services:
+            service.close()
         if self._lock is not None:
             self._lock.release()
         log().info("stopped_listening", drained=drained)

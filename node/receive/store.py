@@ -35,8 +35,9 @@ from node.log import log
 from node.receive.archive import Archive
 from node.receive.dataset import Facts
 from node.receive.disk import Disk
+from node.receive.files import Files
 from node.receive.intake import KEPT_ASIDE_COMMENT, KEPT_ASIDE_STATUS, Intake, StoreRequest, Taken
-from node.receive.roll import association_id_of, failure, receiver_name
+from node.receive.roll import association_id_of, failure
 from node.receive.uids import NATIVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, is_storage_class, preferred_syntaxes
 from node.service import Service
 
@@ -44,7 +45,7 @@ STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
 VERIFICATION = "1.2.840.10008.1.1"
 
 
-def service(*, settings: Settings, database: Database, facts: Facts, number: int = 0) -> Service:
+def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
     """Storage and Verification, ready to be listened for; the archive is prepared.
 
     Parameters
@@ -55,12 +56,11 @@ def service(*, settings: Settings, database: Database, facts: Facts, number: int
         Where stored instances are recorded.
     facts : callable
         What the index keeps about an instance, see `node.receive.dataset.Facts`.
-    number : int
-        Which of the processes that share the port this is.
     """
-    archive = Archive(root=settings.archive, receiver=receiver_name(settings, number=number))
+    flush = settings.receive.flush
+    archive = Archive(root=settings.archive, files=Files(flush=flush))
     archive.prepare()
-    return service_of(Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts))
+    return service_of(Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts, flush=flush))
 
 
 def service_of(intake: Intake) -> Service:
@@ -77,6 +77,7 @@ def service_of(intake: Intake) -> Service:
             (evt.EVT_SOP_COMMON, _private_classes_are_storage, []),
             (evt.EVT_C_STORE, _c_store, [intake]),
         ),
+        close=intake.close,
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,16 @@ def database(either_database: Database) -> Database:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    archive = Archive(root=tmp_path / "archive", receiver="test:1")
+    archive = Archive(root=tmp_path / "archive")
     archive.prepare()
     return archive
 
 
 @pytest.fixture
-def intake(archive: Archive, database: Database) -> Intake:
-    return an_intake(archive, database)
+def intake(archive: Archive, database: Database) -> Iterator[Intake]:
+    intake = an_intake(archive, database)
+    yield intake
+    intake.close()
 
 
 def an_intake(archive: Archive, database: Database, *, free: int = PLENTY) -> Intake:
@@ -163,10 +165,11 @@ def test_below_the_watermark_nothing_is_kept_and_the_answer_is_out_of_resources(
 def test_a_disk_that_fails_is_out_of_resources_and_the_next_try_succeeds(
     intake: Intake, archive: Archive, database: Database
 ) -> None:
-    shutil.rmtree(archive.root / "incoming")
+    incoming = archive.root / "incoming"
+    incoming.rename(archive.root / "away")
     with pytest.raises(OutOfResources, match="archive cannot be written"):
         intake.take(a_request(a_slice()))
-    archive.prepare()
+    (archive.root / "away").rename(incoming)
     assert intake.take(a_request(a_slice())) is Taken.STORED
 
 

@@ -29,7 +29,7 @@ def shared(data: Path, *, processes: int = 2, **receive: Any) -> Settings:
 
 
 def receiver(settings: Settings, database: Database, number: int) -> Scp:
-    services = [store.service(settings=settings, database=database, facts=facts, number=number)]
+    services = [store.service(settings=settings, database=database, facts=facts)]
     return Scp(settings=settings, database=database, services=services, number=number)
 
 
