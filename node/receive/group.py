@@ -51,6 +51,12 @@ class Group(Generic[Item, Outcome]):
             raise seat.outcome
         return seat.outcome  # type: ignore[return-value]  # committed: the outcome is there
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for the next commit."""
+        with self._lock:
+            return len(self._waiting)
+
     def _lead(self) -> None:
         # Who leads came first, and is therefore in the group that it commits.
         with self._lock:

@@ -20,7 +20,7 @@ from node.receive.archive import Archive, NewFile
 from node.receive.aside import Aside
 from node.receive.dataset import Described, Facts, Source, describe, view_of
 from node.receive.disk import Disk
-from node.receive.journal import Entry
+from node.receive.journal import SEGMENT_BYTES, Entry
 from node.receive.keeping import LARGEST_JOURNALLED, Keeper
 from node.receive.spool import Spool, Spooled
 from node.receive.uids import is_uid
@@ -94,15 +94,32 @@ class Intake:
         See `node.receive.dataset.Facts`.
     flush : bool
         False: nothing is durable; for test rigs alone.
+    segment_bytes : int
+        See `node.receive.journal.Journal`.
     """
 
-    def __init__(self, *, archive: Archive, database: Database, disk: Disk, facts: Facts, flush: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        archive: Archive,
+        database: Database,
+        disk: Disk,
+        facts: Facts,
+        flush: bool = True,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
         _quiet()
         self._archive = archive
         self._database = database
         self._disk = disk
         self._facts = facts
-        self._keeper = Keeper(archive=archive, database=database, conflict=self._keep_conflict, flush=flush)
+        self._keeper = Keeper(
+            archive=archive,
+            database=database,
+            conflict=self._keep_conflict,
+            flush=flush,
+            segment_bytes=segment_bytes,
+        )
 
     def close(self) -> None:
         """Nothing is taken any more; what was is durable in file and row, so that the next start has nothing to do."""

@@ -63,9 +63,13 @@ class Spool:
         self._start = len(head)
         try:
             self._file = open(self._path, "xb", buffering=0, opener=_private)  # noqa: SIM115 — open across calls
-            self.write(memoryview(head))
         except OSError as error:
             raise OutOfResources("the archive cannot be written") from error
+        try:
+            self.write(memoryview(head))
+        except OutOfResources:
+            self.discard()
+            raise
 
     def write(self, fragment: memoryview) -> None:
         """The fragment is behind what came before.
