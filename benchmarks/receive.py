@@ -21,7 +21,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,20 +62,25 @@ class Case:
         return "TCP_NODELAY" if self.nodelay else "as shipped"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Running:
-    """A receiver that listens, and the processes it consists of."""
+    """A receiver that listens, and the processes it consists of, but for their children."""
 
-    def __init__(self, *, pid: int, port: int) -> None:
-        self.pid = pid
-        self.port = port
+    pids: tuple[int, ...]
+    port: int
+    ae_title: str = "HEMONODE"
 
     def cpu(self) -> float:
         """CPU seconds of all its processes so far, those that have ended included."""
-        return sum(sum(map(int, _stat(pid)[11:15])) for pid in _family(self.pid)) / TICKS
+        return sum(sum(map(int, _stat(pid)[11:15])) for pid in self._processes()) / TICKS
 
     def memory(self) -> int:
         """Resident bytes of all its processes now."""
-        return sum(_resident(pid) for pid in _family(self.pid))
+        return sum(_resident(pid) for pid in self._processes())
+
+    def _processes(self) -> Iterator[int]:
+        for pid in self.pids:
+            yield from _family(pid)
 
 
 def _stat(pid: int) -> list[str]:
@@ -129,7 +134,7 @@ def _started(command: Sequence[str | Path], port: int, folder: Path, **environme
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, "the receiver does not listen"
             time.sleep(0.05)
-        yield Running(pid=process.pid, port=port)
+        yield Running(pids=(process.pid,), port=port)
     finally:
         process.terminate()
         process.wait(30)
@@ -147,7 +152,7 @@ def _dcmtk(folder: Path) -> Iterator[Running]:
 def _orthanc(folder: Path) -> Iterator[Running]:
     with running_orthanc(folder / "orthanc") as started:
         pid = next(p for p in _family(os.getpid()) if "Orthanc" in Path(f"/proc/{p}/comm").read_text())
-        yield Running(pid=pid, port=started.port)
+        yield Running(pids=(pid,), port=started.port, ae_title=started.ae_title)
 
 
 @contextmanager
@@ -173,8 +178,14 @@ def _hemonode(**receive: object) -> Receiver:
         changes = {"receive": {"disk_watermark_mb": 0, "disk_reserve_mb": 0} | receive}
         path = write_config(folder / "node", changes=changes, defaults={})
         port = config.load(path).node.port
-        with _started([sys.executable, "-m", "node.cli", "receive", "--config", path], port, folder) as running:
-            yield running
+        command = [sys.executable, "-m", "node.cli", "receive", "--config", path, "--number"]
+        with ExitStack() as stack:
+            pids = []
+            for number in range(config.load(path).receive.processes):
+                pids += stack.enter_context(_started([*command, str(number)], port, folder)).pids
+                while (folder / "log").read_text().count("event=listening") <= number:  # the port answers for the first
+                    time.sleep(0.05)
+            yield Running(pids=tuple(pids), port=port)
 
     return start
 
@@ -189,6 +200,7 @@ RECEIVERS: dict[str, tuple[str, Receiver]] = {
     "orthanc": ("Orthanc, defaults", _orthanc),
     "pynetdicom": ("pynetdicom's storescp: no flush, no index", _pynetdicom),
     "hemonode": ("Hemonode: flushed and indexed", _hemonode()),
+    "two": ("Hemonode: two processes", _hemonode(processes=2)),
     "library": ("Hemonode, pynetdicom's own reactor", _hemonode(reactor="library")),
     "unflushed": ("Hemonode, flushing off", _hemonode(flush=False)),
     "sink": ("C socket sink: the limit", _sink),
@@ -207,11 +219,11 @@ def write_slice(path: Path) -> int:
     return path.write_bytes(part_10(dataset))
 
 
-def send(port: int, slice_: Path, case: Case, *, images: int) -> float:
+def send(to: Running, slice_: Path, case: Case, *, images: int) -> float:
     """Seconds until every association has sent its share, each image as an instance of its own."""
     share = max(1, images // case.associations)
     invent = ["--repeat", str(share), "+IS", "1", "+IR", str(share)]
-    command = ["storescu", "-q", "-aec", "HEMONODE", *invent, "127.0.0.1", str(port), str(slice_)]
+    command = ["storescu", "-q", "-aec", to.ae_title, *invent, "127.0.0.1", str(to.port), str(slice_)]
     environment = {name: value for name, value in os.environ.items() if name != "TCP_NODELAY"}
     if case.nodelay:
         environment["TCP_NODELAY"] = "1"
@@ -227,7 +239,7 @@ def send(port: int, slice_: Path, case: Case, *, images: int) -> float:
 
 def measure(running: Running, slice_: Path, case: Case, *, images: int) -> Cell:
     """The flow of `images` more images, after one in each association."""
-    single = send(running.port, slice_, case, images=case.associations)
+    single = send(running, slice_, case, images=case.associations)
     cpu, finished, memory = running.cpu(), threading.Event(), [running.memory()]
 
     def sample() -> None:
@@ -236,7 +248,7 @@ def measure(running: Running, slice_: Path, case: Case, *, images: int) -> Cell:
 
     thread = threading.Thread(target=sample)
     thread.start()
-    whole = send(running.port, slice_, case, images=images)
+    whole = send(running, slice_, case, images=images)
     used = running.cpu() - cpu
     finished.set()
     thread.join()
