@@ -19,8 +19,11 @@ class Service:
         What pynetdicom binds: ``(evt.EVT_C_ECHO, function, [arguments])``.
     close : callable
         Called once when nobody listens any more and every association has ended.
+    spool : callable, optional
+        Opens a file for a C-STORE's data set that is too large for memory, see `node.receive.reactor.Spool`.
     """
 
     contexts: tuple[tuple[str, tuple[str, ...]], ...]
     handlers: tuple[tuple[Any, Callable[..., Any], list[Any]], ...] = field(default=())
     close: Callable[[], None] = field(default=lambda: None)
+    spool: Callable[..., Any] | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
@@ -25,7 +25,7 @@ from db import audit
 from db.associations import ABORTED, RELEASED
 from db.engine import Database
 from node.config import Settings
-from node.errors import StartError
+from node.errors import OutOfResources, StartError
 from node.log import log
 from node.receive.access import (
     CALLING_AE_NOT_RECOGNIZED,
@@ -94,7 +94,7 @@ class Scp:
         )
         self._lock = Lock(_lock_file(settings, names[number])) if processes > 1 else None
         self._connections = Connections()
-        self._request_handler = request_handler or _request_handler(settings, self._disk)
+        self._request_handler = request_handler or _request_handler(settings, services)
         self._server: Listener | None = None
         self._thread: threading.Thread | None = None
 
@@ -262,20 +262,23 @@ class Scp:
         self._roll.leave(event.assoc, ABORTED)
 
 
+def _nowhere(**_: str) -> NoReturn:
+    raise OutOfResources("no service stores here")
+
+
 def _lock_file(settings: Settings, receiver: str) -> Path:
     return settings.node.data / (re.sub(r"[^A-Za-z0-9-]", "-", receiver) + ".lock")
 
 
-def _request_handler(settings: Settings, disk: Disk) -> Callable[..., RequestHandler]:
+def _request_handler(settings: Settings, services: Sequence[Service]) -> Callable[..., RequestHandler]:
     """What makes an association of a connection, by ``[receive] reactor``. Raises ``StartError``."""
     if settings.receive.reactor == "library":
         return Connection
     if not hasattr(os, "eventfd"):
         raise StartError('[receive] reactor = "event" needs Linux; set it to "library"')
     spool = Spool(
-        folder=settings.archive / "incoming",
         memory=settings.receive.spool_above_mb * MEGABYTE,
-        has_room=disk.has_room_for,
+        open=next((service.spool for service in services if service.spool is not None), _nowhere),
     )
     return partial(EventConnection, spool=spool)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import os
 import socket
-import stat
 import struct
 import threading
 from collections.abc import Iterator
@@ -65,6 +63,7 @@ from tests.receiving import (
     encoded,
     facts,
     listening,
+    parts_being_written,
     send,
     settings_of,
     stored,
@@ -442,7 +441,17 @@ def test_a_large_object_is_spooled_and_stored_byte_for_byte(tmp_path: Path, data
     first, second = stored(database)
     assert digest_on_disk(settings.archive, first) == first.digest
     assert (first.size > 3 << 20, second.size < 1 << 20) == (True, True)
-    assert [path for path in (settings.archive / "incoming").rglob("*") if path.is_file()] == []
+    assert parts_being_written(settings.archive) == []
+
+
+def test_of_a_large_object_that_breaks_off_nothing_is_left(tmp_path: Path, database: Database) -> None:
+    settings = settings_of(tmp_path / "data", spool_above_mb=1)
+    with listening(settings, database) as scp, RawPeer(scp.port) as peer:
+        peer.associate()
+        peer.send(store_pdus()[0], data(value(CT, DATA, b"\0" * 131066)) * 12)
+        wait_until(lambda: parts_being_written(settings.archive))
+        peer.socket.close()
+        wait_until(lambda: parts_being_written(settings.archive) == [])
 
 
 def test_an_object_for_which_there_is_no_room_is_received_to_its_end_and_refused(
@@ -456,10 +465,9 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
-def spooled(pid: int) -> int:
-    """The bytes in files without a name that a process holds open."""
-    found = [os.stat(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    return sum(status.st_size for status in found if stat.S_ISREG(status.st_mode) and status.st_nlink == 0)
+def spooled(archive: Path) -> int:
+    """The bytes of all files that are being written."""
+    return sum(path.stat().st_size for path in parts_being_written(archive))
 
 
 def test_senders_that_never_end_their_messages_do_not_fill_the_memory(tmp_path: Path) -> None:
@@ -472,7 +480,7 @@ def test_senders_that_never_end_their_messages_do_not_fill_the_memory(tmp_path: 
         for peer in peers:
             peer.associate()
             peer.send(store_pdus(2)[0], piece * (sent // len(piece)))
-        wait_until(lambda: spooled(receiver.process.pid) >= associations * (sent - (1 << 20) - len(piece)))
+        wait_until(lambda: spooled(tmp_path / "data" / "archive") >= associations * (sent - (1 << 20) - len(piece)))
         # The bound that docs/operations.md states: two PDUs and one spooled object each, and the threads' stacks.
         grown = resident(receiver.process.pid) - before
         for peer in peers:
@@ -509,9 +517,9 @@ def test_nothing_private_of_pynetdicom_is_touched_but_what_is_listed() -> None:
     assert listed <= set().union(*map(private_names, trees)) | own
 
 
-def test_pynetdicom_still_has_everything_that_the_reactor_relies_on(tmp_path: Path) -> None:
+def test_pynetdicom_still_has_everything_that_the_reactor_relies_on() -> None:
     entity = ApplicationEntity("TEST")
-    spool = Spool(folder=tmp_path, memory=1, has_room=lambda _: True)
+    spool = Spool(memory=1, open=lambda **_: pytest.fail("nothing arrives"))
     live: dict[str, Any] = {}
     ours = EventAssociation(entity, spool=spool)
     plain = Association(entity, "acceptor")

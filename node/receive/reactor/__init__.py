@@ -20,9 +20,9 @@ without a comment) EVT_DIMSE_SENT.
 """
 
 from node.receive.reactor.association import EventConnection
-from node.receive.reactor.spool import Spool
+from node.receive.reactor.spool import Collected, Spool
 
-__all__ = ["RELIED_ON", "EventConnection", "Spool"]
+__all__ = ["RELIED_ON", "Collected", "EventConnection", "Spool"]
 
 RELIED_ON: dict[str, tuple[str, ...]] = {
     "pynetdicom.association.Association": (

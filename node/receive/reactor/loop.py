@@ -96,6 +96,7 @@ class EventLoop(DULServiceProvider):
             self._break_off()
         finally:
             self.has_ended = True
+            self.assoc.dimse.forget()
             bell.close()
             self.assoc.wake()
 

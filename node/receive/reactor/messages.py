@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from io import BytesIO
 from queue import Queue
 from typing import TYPE_CHECKING, Any
@@ -55,13 +56,13 @@ class Announcing(Queue[Any]):
 class Incoming:
     """One message while it arrives: a command set first, then the data set that it announces."""
 
-    def __init__(self, context_id: int, spool: Spool) -> None:
+    def __init__(self, context_id: int, collect: Callable[[Mapping[int, bytes]], Collected]) -> None:
         self.context_id = context_id
         self.encoded = bytearray()
         self.command: dict[int, bytes] | None = None
         self.data: BytesIO | None = None
         self.whole = False
-        self._spool = spool
+        self._collect = collect
         self._size = self._empty = 0
 
     @property
@@ -91,7 +92,7 @@ class Incoming:
             self.command = elements(bytes(self.encoded))
             self.whole = _number(self.command, DATA_SET_TYPE) == NO_DATA_SET
             if not self.whole:
-                self.data = self._spool.new() if self.is_store else BytesIO()
+                self.data = self._collect(self.command) if self.is_store else BytesIO()
 
     def _take_data(self, fragment: memoryview, *, last: bool) -> None:
         if self.data is None:
@@ -116,8 +117,6 @@ class Incoming:
             request.MoveOriginatorMessageID = _number(command, 0x1031)
         if command.get(0x1030):
             request.MoveOriginatorApplicationEntityTitle = _text(command, 0x1030)
-        if isinstance(self.data, Collected):
-            self.data.complete()
         request.DataSet = self.data
         if not request.is_valid_request:
             raise InvalidMessage("a C-STORE without a data set")
@@ -165,11 +164,25 @@ class Messages(DIMSEServiceProvider):
         answer.presentation_data_value_list.append((context_id, bytes([COMMAND | LAST]) + _store_response(primitive)))
         self.dul.send_pdu(answer)
 
+    def forget(self) -> None:
+        """What has begun to arrive will not become whole."""
+        self._incoming = None
+
+    def _collect(self, context_id: int, command: Mapping[int, bytes]) -> Collected:
+        open_file = partial(
+            self._spool.open,
+            transfer_syntax_uid=str(self.assoc._accepted_cx[context_id].transfer_syntax[0]),
+            sop_class_uid=_text(command, 0x0002),
+            sop_instance_uid=_text(command, 0x1000),
+            calling_ae=self.assoc.requestor.ae_title,
+        )
+        return Collected(memory=self._spool.memory, open_file=open_file)
+
     def _fragment(self, context_id: int, value: memoryview) -> None:
         if self._incoming is None:
             if context_id not in self.assoc._accepted_cx:
                 raise InvalidMessage("a presentation context that was not accepted")
-            self._incoming = Incoming(context_id, self._spool)
+            self._incoming = Incoming(context_id, partial(self._collect, context_id))
         if self._incoming.context_id != context_id:
             raise InvalidMessage("a message in two presentation contexts")
         self._incoming.take(value)
@@ -209,18 +222,18 @@ def elements(encoded: bytes) -> dict[int, bytes]:
     return found
 
 
-def _number(command: dict[int, bytes], element: int) -> int:
+def _number(command: Mapping[int, bytes], element: int) -> int:
     value = command.get(element, b"")
     if len(value) != _US.size:
         raise InvalidMessage("a command without a number that it needs")
     return int(_US.unpack(value)[0])
 
 
-def _text(command: dict[int, bytes], element: int) -> str:
+def _text(command: Mapping[int, bytes], element: int) -> str:
     return command.get(element, b"").decode("ascii", errors="replace").strip(" \0")
 
 
-def _uid(command: dict[int, bytes], element: int) -> UID | None:
+def _uid(command: Mapping[int, bytes], element: int) -> UID | None:
     return UID(_text(command, element)) if element in command else None
 
 

@@ -1,19 +1,26 @@
-"""Where a data set is collected while it arrives: in memory, and beyond a size in a file without a name."""
+"""Where a C-STORE's data set is collected while it arrives: in memory, and beyond a size in a file."""
 
 from __future__ import annotations
 
-import errno
-import mmap
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import IO
+from typing import Any, Protocol
 
-STEP = 16 * 1024 * 1024
-"""Bytes written to a file between two questions whether there is room for as many more."""
+from node.errors import OutOfResources
+
+
+class File(Protocol):
+    """A file that is being written. What it raises is what the sender is told in the end."""
+
+    def write(self, fragment: memoryview) -> None:
+        """The fragment is behind what came before. Raises ``OutOfResources``."""
+
+    def finish(self) -> Any:
+        """What the service takes that answers the C-STORE."""
+
+    def discard(self) -> None:
+        """Nothing of it is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,95 +29,77 @@ class Spool:
 
     Parameters
     ----------
-    folder : pathlib.Path
-        Where files are made; on the file system that `has_room` speaks of.
     memory : int
         The bytes of one data set that may lie in memory.
-    has_room : callable
-        Whether so many bytes more may be written.
+    open : callable
+        Opens a `File`; called with ``transfer_syntax_uid``, ``sop_class_uid``, ``sop_instance_uid`` and
+        ``calling_ae``, all of them as they came. Raises ``OutOfResources``.
     """
 
-    folder: Path
     memory: int
-    has_room: Callable[[int], bool]
-
-    def new(self) -> Collected:
-        """A place for one data set."""
-        return Collected(self)
+    open: Callable[..., File]
 
 
 class Collected(BytesIO):
-    """The bytes of one data set: appended as they arrive, read once they are complete.
+    """The bytes of one data set: appended as they arrive, taken once they are complete.
 
-    It is a ``BytesIO`` because pynetdicom takes nothing else for a data set. One that does not fit is received to its
-    end all the same, so that its sender gets an answer: everything that would read it raises the ``OSError`` that kept
-    it from being written.
+    It is a ``BytesIO`` because pynetdicom takes nothing else for a data set. One for which there is no room is received
+    to its end all the same, so that its sender gets an answer.
+
+    Parameters
+    ----------
+    memory : int
+        As in `Spool`.
+    open_file : callable
+        Opens the file for what is larger.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, *, memory: int, open_file: Callable[[], File]) -> None:
         super().__init__()
-        self._spool = spool
-        self._size = 0
-        self._file: IO[bytes] | None = None
-        self._mapped: mmap.mmap | None = None
-        self._failure: OSError | None = None
+        self._memory = memory
+        self._open_file = open_file
+        self._file: File | None = None
+        self._failure: OutOfResources | None = None
 
     def append(self, fragment: memoryview) -> None:
-        """The fragment stands behind what came before."""
-        before, self._size = self._size, self._size + len(fragment)
-        if self._size <= self._spool.memory:
-            self.write(fragment)
-        elif self._failure is None:
-            try:
-                self._append_to_file(fragment, before)
-            except OSError as error:
-                self._failure = error
-                self._forget()
-
-    def complete(self) -> None:
-        """Nothing is appended any more, and reading begins at the beginning."""
-        if self._file is not None:
-            self._file.flush()
-            self._mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._forget()
-        self.seek(0)
-
-    def _append_to_file(self, fragment: memoryview, before: int) -> None:
-        if (self._file is None or before // STEP != self._size // STEP) and not self._spool.has_room(STEP):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self._file is None:
-            self._spool.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=self._spool.folder, buffering=0)  # noqa: SIM115
-            self._file.write(super().getbuffer())
-            self.seek(0)
-            self.truncate()
-        if self._file.write(fragment) != len(fragment):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _forget(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._file = None
-
-    # Reading: from the file where there is one. The system lends its pages and takes them back when memory is short.
-
-    def getbuffer(self) -> memoryview:
-        """All bytes, without a copy."""
+        """The fragment stands behind what came before, or is dropped because there is no room."""
         if self._failure is not None:
-            raise OSError(self._failure.errno, self._failure.strerror)
-        return super().getbuffer() if self._mapped is None else memoryview(self._mapped)
+            return
+        if self._file is None and self.tell() + len(fragment) <= self._memory:
+            self.write(fragment)
+            return
+        try:
+            if self._file is None:
+                self._file = self._open_file()
+                self._file.write(self.getbuffer())
+                self.seek(0)
+                self.truncate()
+            self._file.write(fragment)
+        except OutOfResources as error:
+            self._failure = error
+            self.discard()
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """As in ``BytesIO``."""
-        return super().read(size) if self._mapped is None else self._mapped.read(size)
+    def taken(self) -> Any:
+        """All bytes: this very object where they are in memory, else what their file finished as, once.
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """As in ``BytesIO``."""
-        if self._mapped is None:
-            return super().seek(offset, whence)
-        self._mapped.seek(offset, whence)  # type: ignore[arg-type]
-        return self._mapped.tell()
+        Raises
+        ------
+        OutOfResources
+            They could not be kept.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._file is None:
+            self.seek(0)
+            return self
+        file, self._file = self._file, None
+        return file.finish()
 
-    def tell(self) -> int:
-        """As in ``BytesIO``."""
-        return super().tell() if self._mapped is None else self._mapped.tell()
+    def discard(self) -> None:
+        """Unless the bytes were taken, no file of them is left."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.discard()
+
+    def __del__(self) -> None:
+        self.discard()
