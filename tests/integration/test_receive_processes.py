@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from db import associations, schema
+from db import associations, parts, schema
 from db.engine import Database
+from node import config
 from node.config import Settings
 from node.errors import StartError
-from node.parts import part_specs
+from node.parts import open_database, part_specs
 from node.receive import store
 from node.receive.roll import receiver_name
 from node.receive.scp import Scp
+from node.supervisor import Supervisor
 from tests.receiving import a_slice, facts, rejection, requested, send, settings_of, stored, wait_until
-from tests.running_node import free_port
+from tests.running_node import free_port, write_config
 
 
 def shared(data: Path, *, processes: int = 2, **receive: Any) -> Settings:
@@ -139,3 +144,35 @@ def test_serve_starts_as_many_as_are_configured(tmp_path: Path) -> None:
         ("receive-1", ("receive", "--number", "1")),
         ("receive-2", ("receive", "--number", "2")),
     ]
+
+
+def test_all_of_them_are_watched_restarted_and_drained(tmp_path: Path) -> None:
+    settings = config.load(
+        write_config(tmp_path, changes={"receive": {"processes": 2, "disk_watermark_mb": 0, "disk_reserve_mb": 0}})
+    )
+    specs = [spec for spec in part_specs(settings) if spec.arguments[0] == "receive"]
+    database = open_database(settings)
+    stop = threading.Event()
+    supervisor = Supervisor(specs, config=tmp_path / "node.toml", grace=30)
+    running = threading.Thread(target=supervisor.run, args=(stop,))
+    running.start()
+
+    def alive() -> dict[str, int]:
+        with database.read() as tx:
+            return {part.name: part.pid for part in parts.all_parts(tx)}
+
+    wait_until(lambda: set(alive()) == {"receive", "receive-1"})
+    killed = alive()["receive-1"]
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: alive()["receive-1"] != killed)
+    port = SimpleNamespace(port=settings.node.port)
+    open_still = [requested(port) for _ in range(8)]
+    stop.set()
+    for association in open_still:
+        assert association.send_c_echo().Status == 0x0000
+        association.release()
+    running.join()
+    assert alive() == {}
+    with database.read() as tx:
+        assert set(tx.execute(sa.select(schema.associations.c.outcome)).scalars()) == {"released"}
+    database.close()
