@@ -92,8 +92,7 @@ def add_all(tx: sa.Connection, news: Sequence[NewInstance]) -> tuple[Instance | 
     firsts = {new.sop_instance_uid: new for new in reversed(news)}
     # In the order of their UIDs: two receivers that add the same instances then wait for each other in one order.
     rows = [_row(firsts[uid]) for uid in sorted(firsts)]
-    insert = _insert(tx)(instances).on_conflict_do_nothing(index_elements=["sop_instance_uid"])
-    added = set(tx.execute(insert.returning(instances.c.sop_instance_uid), rows).scalars())
+    added = set(tx.execute(_ADD[tx.dialect.name], rows).scalars())
     if added:
         _received(tx, [firsts[uid] for uid in sorted(added)])
     outcomes: list[Instance | None] = []
@@ -103,6 +102,20 @@ def add_all(tx: sa.Connection, news: Sequence[NewInstance]) -> tuple[Instance | 
     return tuple(outcomes)
 
 
+_ADD = {
+    name: insert(instances)
+    .on_conflict_do_nothing(index_elements=["sop_instance_uid"])
+    .returning(instances.c.sop_instance_uid)
+    for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+}
+"""Made once: making a statement takes longer than running it."""
+_LATER = sa.bindparam("at_", type_=Utc())
+_TOUCH = (
+    studies.update()
+    .where(studies.c.study_uid.in_(sa.bindparam("uids", expanding=True)))
+    .values(last_received_at=sa.case((studies.c.last_received_at < _LATER, _LATER), else_=studies.c.last_received_at))
+    .returning(studies.c.study_uid)
+)
 _COLUMNS = (
     "sop_instance_uid", "sop_class_uid", "series_uid", "study_uid", "transfer_syntax_uid", "path", "size", "digest",
     "association_id", "facts", "received_at",
@@ -124,10 +137,7 @@ def _received(tx: sa.Connection, news: Sequence[NewInstance]) -> None:
 
 
 def _touch(tx: sa.Connection, study_uids: Collection[str], at: dt.datetime) -> set[str]:
-    last = studies.c.last_received_at
-    query = studies.update().where(studies.c.study_uid.in_(sorted(study_uids)))
-    later = sa.case((last < at, sa.literal(at, Utc())), else_=last)
-    return set(tx.execute(query.values(last_received_at=later).returning(studies.c.study_uid)).scalars())
+    return set(tx.execute(_TOUCH, {"uids": sorted(study_uids), "at_": at}).scalars())
 
 
 def _begun(tx: sa.Connection, new: NewInstance) -> bool:

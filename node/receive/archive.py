@@ -20,6 +20,7 @@ written once more, and then has its row.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import struct
@@ -122,7 +123,12 @@ class Archive:
         self._claims = []
 
     def unfinished(self) -> Path:
-        """A new name for a file that is being written, on the archive's file system."""
+        """A new name for a file that is being written, on the archive's file system.
+
+        Raises ``OSError`` when this receiver has no folder, before `prepare` and after `release`.
+        """
+        if not self._claims:
+            raise OSError(errno.ESHUTDOWN, "the archive is not open")
         return self.folders[0] / f"{uuid4().hex}.part"
 
     def store(self, file: NewFile, *, study_uid: str, series_uid: str, durable: bool = True) -> tuple[str, int]:

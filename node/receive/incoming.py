@@ -44,13 +44,14 @@ def claims(incoming: Path) -> list[Claim]:
 
 
 def _claim(folder: Path) -> Claim | None:
+    lock = folder / "lock"
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o640)  # NFS locks only what is open for writing
     except FileNotFoundError:
         return None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():
+        if lock.exists():  # not removed by the one who had it
             return Claim(folder, descriptor)
     os.close(descriptor)
     return None

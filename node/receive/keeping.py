@@ -15,6 +15,7 @@ whatever lacks of a file or row is in the journal, for a segment is only overwri
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Sequence
 
@@ -116,6 +117,8 @@ class Keeper:
 
     def _commit(self, entries: Sequence[Entry]) -> list[Instance | Exception | None]:
         with self._turn:
+            if self._stopped.is_set():
+                raise OSError(errno.ESHUTDOWN, "nothing is kept any more")
             failed: list[OSError | None] = [None] * len(entries)
             if self._journal is not None:
                 failed = self._journal.append(entries)

@@ -53,7 +53,6 @@ class Spool:
     ) -> None:
         self._disk = disk
         self._unchecked = CHECKED_BYTES
-        self._path = archive.unfinished()
         head = part_10_head(
             transfer_syntax_uid=transfer_syntax_uid,
             sop_class_uid=sop_class_uid,
@@ -62,6 +61,7 @@ class Spool:
         )
         self._start = len(head)
         try:
+            self._path = archive.unfinished()
             self._file = open(self._path, "xb", buffering=0, opener=_private)  # noqa: SIM115 — open across calls
         except OSError as error:
             raise OutOfResources("the archive cannot be written") from error

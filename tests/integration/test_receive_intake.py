@@ -365,6 +365,8 @@ def test_after_a_stop_in_good_order_the_next_start_repeats_nothing(
     intake = an_intake(archive, database)
     intake.take(a_request(a_slice()))
     intake.close()
+    with pytest.raises(OutOfResources):
+        intake.take(a_request(a_slice(2)))
     archive.prepare()
     an_intake(archive, database).close()
     assert "recovered" not in capsys.readouterr().err
