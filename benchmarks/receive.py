@@ -175,8 +175,8 @@ def _sink(folder: Path) -> Iterator[Running]:
 def _hemonode(**receive: object) -> Receiver:
     @contextmanager
     def start(folder: Path) -> Iterator[Running]:
-        changes = {"receive": {"disk_watermark_mb": 0, "disk_reserve_mb": 0, "maximum_associations_per_ae": 64} | receive}
-        path = write_config(folder / "node", changes=changes, defaults={})
+        limits = {"disk_watermark_mb": 0, "disk_reserve_mb": 0, "maximum_associations_per_ae": 64}
+        path = write_config(folder / "node", changes={"receive": limits | receive}, defaults={})
         port = config.load(path).node.port
         command = [sys.executable, "-m", "node.cli", "receive", "--config", path, "--number"]
         with ExitStack() as stack:
