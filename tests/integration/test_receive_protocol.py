@@ -8,6 +8,7 @@ import inspect
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
-from pydicom.uid import AllTransferSyntaxes, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import AllTransferSyntaxes, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
@@ -401,6 +402,34 @@ def test_a_silent_association_is_aborted(which: str, tmp_path: Path, database: D
         peer.associate()
         assert peer.kind() == ABORT
         wait_until(lambda: outcomes(database) == ["aborted"])
+
+
+@pytest.mark.parametrize("served_by", ["the loop", "the association"])
+def test_the_time_that_an_answer_takes_is_not_the_peers_silence(
+    served_by: str, tmp_path: Path, database: Database
+) -> None:
+    served = threading.Event()
+
+    def answer(_: evt.Event) -> int:
+        served.wait(20)
+        return 0x0000
+
+    storage = (CTImageStorage, (ExplicitVRLittleEndian,))
+    slow = Service(
+        contexts=(storage, (VERIFICATION, (ImplicitVRLittleEndian,))),
+        handlers=((evt.EVT_C_STORE, answer, []), (evt.EVT_C_ECHO, answer, [])),
+    )
+    scp = Scp(settings=settings_of(tmp_path / "data", network_timeout=0.2), database=database, services=[slow])
+    scp.start()
+    with RawPeer(scp.port) as peer:
+        peer.associate()
+        said = store_pdus() if served_by == "the loop" else (data(value(ECHO, COMMAND | LAST, echo_command())),)
+        asked = time.monotonic()
+        peer.send(*said)
+        wait_until(lambda: time.monotonic() > asked + 0.5)
+        served.set()
+        assert [peer.status(), peer.send(*said), peer.status()] == [0x0000, None, 0x0000]
+    scp.stop(grace_seconds=0)
 
 
 @both

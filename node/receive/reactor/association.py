@@ -68,6 +68,7 @@ class EventAssociation(Association):
                 if message is None or context_id is None:
                     return
                 self._serve_request(message, context_id)
+                self.dul.restart_silence()
         finally:
             self.is_serving = False
 

@@ -66,6 +66,7 @@ class EventLoop(DULServiceProvider):
 
     def __init__(self, assoc: EventAssociation) -> None:
         super().__init__(assoc)
+        self.daemon = True  # a peer that reads nothing must not keep the process from ending
         self.to_provider_queue = Announcing(self.wake)
         self.to_user_queue = Announcing(assoc.wake)
         self.has_ended = False
@@ -99,6 +100,10 @@ class EventLoop(DULServiceProvider):
             self.assoc.dimse.forget()
             bell.close()
             self.assoc.wake()
+
+    def restart_silence(self) -> None:
+        """From now on silence is the peer's: it has been heard, or answered however long that took."""
+        self._idle_timer.restart()
 
     def kill_dul(self) -> None:
         """The loop ends."""
@@ -135,8 +140,8 @@ class EventLoop(DULServiceProvider):
         try:
             pdu = self._frames.take()
             if pdu is not None:
-                self._idle_timer.restart()
                 self._take(pdu)
+                self.restart_silence()
             elif self._wait(self._patience()):
                 self._read()
         except InvalidPdu as error:
@@ -185,7 +190,7 @@ class EventLoop(DULServiceProvider):
             return None
         if self._idle_timer.expired:
             if self.assoc.is_serving:
-                self._idle_timer.restart()  # the silence is ours
+                self.restart_silence()
             else:
                 self.is_silent = True
                 self.assoc.wake()
