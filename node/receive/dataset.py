@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import mmap
 import struct
 import zlib
@@ -184,9 +186,25 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 
 def _patient_and_study(dataset: Dataset) -> dict[str, Any]:
+    elements: list[Any] = [dataset.get_item(keyword) for keyword in HEADER_KEYWORDS if keyword in dataset]
+    raw = tuple(element._replace(value_tell=0) for element in elements if isinstance(element, RawDataElement))
+    charset = dataset.original_character_set
+    names = (charset,) if isinstance(charset, str) else tuple(charset)
+    if len(raw) == len(elements):
+        as_json: dict[str, Any] = json.loads(_as_json(raw, names))
+        return as_json
     header = Dataset()
-    for keyword in HEADER_KEYWORDS:
-        if keyword in dataset:
-            header[keyword] = dataset[keyword]
-    as_json: dict[str, Any] = header.to_json_dict()
-    return as_json
+    for element in elements:
+        header[element.tag] = dataset[element.tag]
+    return header.to_json_dict()
+
+
+@functools.lru_cache(maxsize=256)
+def _as_json(elements: tuple[RawDataElement, ...], charset: tuple[str, ...]) -> str:
+    # The slices of a study agree in all of it, and taking values apart costs as much as finding all elements.
+    header = Dataset({element.tag: element for element in elements})
+    first = elements[0] if elements else None
+    header.set_original_encoding(
+        first is not None and first.is_implicit_VR, first is None or first.is_little_endian, list(charset)
+    )
+    return json.dumps(header.to_json_dict())

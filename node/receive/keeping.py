@@ -36,7 +36,7 @@ largest group, fill half of the journal."""
 SETTLE_SECONDS = 10.0
 """After so long a quiet segment is freed as well, so that little is repeated after a crash."""
 TEND_SECONDS = 0.5
-REPLAYED_AT_ONCE = 64
+REPLAYED_AT_ONCE = 16
 
 Conflict = Callable[[Entry, Instance], None]
 """Sets an entry aside, durably, because another object stands under its SOP Instance UID."""
@@ -75,15 +75,16 @@ class Keeper:
         self._stopped = threading.Event()
         self._journal: Journal | None = None
         self._tender: threading.Thread | None = None
-        if not flush:
-            log().warning("NOT_DURABLE", why="[receive] flush = false: a power failure loses acknowledged images")
-            return
         for folder in reversed(archive.folders):
             journal = Journal(folder=folder, files=archive.files, segment_bytes=segment_bytes, segments=SEGMENTS)
             self._recover(journal, folder.name, conflict)
             if folder is not archive.folders[0]:
                 journal.close()
                 archive.leave(folder)
+        if not flush:
+            log().warning("NOT_DURABLE", why="[receive] flush = false: a power failure loses acknowledged images")
+            journal.close()
+            return
         self._journal = journal
         self._tender = threading.Thread(target=self._tend, args=(journal,), name="journal", daemon=True)
         self._tender.start()
@@ -106,13 +107,13 @@ class Keeper:
     def close(self) -> None:
         """Everything kept is durable without the journal, as far as disk and database allow."""
         self._stopped.set()
-        if self._tender is None or self._journal is None:
-            return
-        self._tender.join()
+        if self._tender is not None:
+            self._tender.join()
         with self._turn:
-            self._journal.retire(older_than=0)
-        self._freed(self._journal)
-        self._journal.close()
+            if self._journal is not None:
+                self._journal.retire(older_than=0)
+                self._freed(self._journal)
+                self._journal.close()
         self._archive.release()
 
     def _commit(self, entries: Sequence[Entry]) -> list[Instance | Exception | None]:
@@ -196,7 +197,8 @@ class Keeper:
         added += self._replay(batch, conflict)
         if found:
             self._archive.files.sync_all(self._archive.root)
-            self._mark(name, journal.serial)
+            if self._archive.files.flushes:
+                self._mark(name, journal.serial)
             log().warning("recovered", instances=found, files_written=restored, rows_added=added)
         journal.begin(after=marked)
 
