@@ -2,7 +2,8 @@
 
 Every round each receiver gets, in turn, the same slices (512 × 512 CT, half a megabyte, UIDs of their own) over one,
 four and eight associations, from a client that sets TCP_NODELAY and from one as DCMTK ships it. Medians over the
-rounds. The time of an association with a single image, measured before each, is taken off: what counts is the flow.
+rounds. Every measurement follows one that is not counted, and includes the start of the client programs, which is the
+same for all.
 
 Beside them stand two limits: a C program that writes the bytes to files and does nothing else, and the flush floor, one
 new file of that size after the other, each flushed (fdatasync) before the next.
@@ -60,6 +61,10 @@ class Case:
     def client(self) -> str:
         """In words."""
         return "TCP_NODELAY" if self.nodelay else "as shipped"
+
+    def share(self, images: int) -> int:
+        """How many of so many images each association sends."""
+        return max(1, images // self.associations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +226,7 @@ def write_slice(path: Path) -> int:
 
 def send(to: Running, slice_: Path, case: Case, *, images: int) -> float:
     """Seconds until every association has sent its share, each image as an instance of its own."""
-    share = max(1, images // case.associations)
+    share = case.share(images)
     invent = ["--repeat", str(share), "+IS", "1", "+IR", str(share)]
     command = ["storescu", "-q", "-aec", to.ae_title, *invent, "127.0.0.1", str(to.port), str(slice_)]
     environment = {name: value for name, value in os.environ.items() if name != "TCP_NODELAY"}
@@ -238,8 +243,8 @@ def send(to: Running, slice_: Path, case: Case, *, images: int) -> float:
 
 
 def measure(running: Running, slice_: Path, case: Case, *, images: int) -> Cell:
-    """The flow of `images` more images, after one in each association."""
-    single = send(running, slice_, case, images=case.associations)
+    """The time of about `images` images, after one in each association that nobody counts."""
+    send(running, slice_, case, images=case.associations)
     cpu, finished, memory = running.cpu(), threading.Event(), [running.memory()]
 
     def sample() -> None:
@@ -248,11 +253,11 @@ def measure(running: Running, slice_: Path, case: Case, *, images: int) -> Cell:
 
     thread = threading.Thread(target=sample)
     thread.start()
-    whole = send(running, slice_, case, images=images)
+    seconds = send(running, slice_, case, images=images)
     used = running.cpu() - cpu
     finished.set()
     thread.join()
-    return Cell(seconds=max(1e-6, whole - single), images=images - case.associations, cpu=used, memory=max(memory))
+    return Cell(seconds=seconds, images=case.share(images) * case.associations, cpu=used, memory=max(memory))
 
 
 def flush_floor(folder: Path, size: int, *, images: int) -> float:
@@ -295,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.receive", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--associations", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--images", type=int, default=320, help="in each measurement; a quarter with Nagle's algorithm")
+    parser.add_argument("--images", type=int, default=400, help="in each measurement; a quarter with Nagle's algorithm")
     parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=list(RECEIVERS))
     parser.add_argument("--clients", nargs="+", choices=["nodelay", "shipped"], default=["nodelay", "shipped"])
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; the system's temporary one")
