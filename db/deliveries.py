@@ -103,9 +103,23 @@ def _claimable(*, kind: DeliveryKind, destination: str, at: dt.datetime) -> sa.C
         row.due_at <= at,
         sa.or_(row.owner.is_(None), row.lease_until < at),
     )
+    if kind is DeliveryKind.COMMITMENT:
+        return sa.and_(due, ~_report_due())
     if kind is not DeliveryKind.SR:
         return due
     return sa.and_(due, sa.or_(row.created_at <= at - FLAG_FIRST, ~_flag_untried()))
+
+
+def _report_due() -> sa.Exists:
+    """Whether the report that is to be committed to has yet to be stored there."""
+    report = deliveries.alias()
+    return sa.exists().where(
+        report.c.study_uid == deliveries.c.study_uid,
+        report.c.revision == deliveries.c.revision,
+        report.c.destination == deliveries.c.destination,
+        report.c.kind == DeliveryKind.SR,
+        report.c.state == DeliveryState.DUE,
+    )
 
 
 def _flag_untried() -> sa.Exists:
@@ -150,6 +164,38 @@ def failed(tx: sa.Connection, delivery: Delivery, *, error: str, retry_after: dt
     _tell(tx, delivery, f"{delivery.kind}_failed", error=error, attempts=delivery.attempts)
 
 
+def overdue(tx: sa.Connection, *, kind: DeliveryKind, destination: str, before: dt.datetime) -> tuple[Delivery, ...]:
+    """What was sent before this time and has not been confirmed."""
+    row = deliveries.c
+    old = sa.and_(row.kind == kind, row.destination == destination, row.sent_at < before)
+    query = sa.select(deliveries).where(row.state == DeliveryState.SENT, old).order_by(row.id)
+    return tuple(_delivery(found) for found in tx.execute(query).mappings())
+
+
+def confirm(tx: sa.Connection, delivery: Delivery, *, detail: str) -> None:
+    """The far side says, of its own accord and later, that it holds what was sent."""
+    values = {"state": DeliveryState.CONFIRMED, "confirmed_at": now(), "detail": detail, "error": None}
+    if _change_unheld(tx, delivery, values):
+        _tell(tx, delivery, f"{delivery.kind}_confirmed", detail=detail)
+
+
+def doubt(tx: sa.Connection, delivery: Delivery, *, error: str, retry_after: dt.timedelta | None) -> None:
+    """What was sent is not held over there, or nobody says so: due again, or abandoned, loudly, when that is None."""
+    state = DeliveryState.ABANDONED if retry_after is None else DeliveryState.DUE
+    due_at = now() + (retry_after or dt.timedelta(0))
+    if _change_unheld(tx, delivery, {"state": state, "due_at": due_at, "error": error}):
+        _tell(tx, delivery, f"{delivery.kind}_{'abandoned' if retry_after is None else 'failed'}", error=error)
+
+
+def _change_unheld(tx: sa.Connection, delivery: Delivery, values: dict[str, Any]) -> bool:
+    unheld = deliveries.update().where(
+        deliveries.c.id == delivery.id,
+        deliveries.c.state.in_((DeliveryState.DUE, DeliveryState.SENT)),
+        sa.or_(deliveries.c.owner.is_(None), deliveries.c.lease_until < now()),
+    )
+    return bool(tx.execute(unheld.values(owner=None, lease_until=None, **values)).rowcount)
+
+
 def supersede(tx: sa.Connection, delivery: Delivery, *, by_revision: int) -> None:
     """A newer revision's delivery makes this one pointless."""
     _change_mine(tx, delivery, state=DeliveryState.SUPERSEDED, owner=None, lease_until=None)
@@ -169,6 +215,18 @@ def of_study(tx: sa.Connection, study_uid: str) -> tuple[Delivery, ...]:
     """The study's deliveries in the order they fell due."""
     query = sa.select(deliveries).where(deliveries.c.study_uid == study_uid).order_by(deliveries.c.id)
     return tuple(_delivery(row) for row in tx.execute(query).mappings())
+
+
+def find(tx: sa.Connection, delivery_id: int) -> Delivery | None:
+    """The delivery, or None."""
+    row = tx.execute(sa.select(deliveries).where(deliveries.c.id == delivery_id)).mappings().first()
+    return _delivery(row) if row else None
+
+
+def report_of(tx: sa.Connection, delivery: Delivery) -> Delivery | None:
+    """The delivery of the report on the same revision to the same destination, or None."""
+    same = (d for d in of_study(tx, delivery.study_uid) if d.kind is DeliveryKind.SR)
+    return next((d for d in same if (d.revision, d.destination) == (delivery.revision, delivery.destination)), None)
 
 
 def in_state(tx: sa.Connection, *states: DeliveryState) -> tuple[Delivery, ...]:

@@ -14,6 +14,9 @@ from db import audit
 from db.schema import Utc, instances, now, set_aside, studies
 from db.states import SetAsideKind, StudyState
 
+MOST_AT_ONCE = 500
+"""UIDs in one statement; databases limit its parameters."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewInstance:
@@ -165,6 +168,27 @@ def find(tx: sa.Connection, sop_instance_uid: str) -> Instance | None:
     """The stored instance of this SOP Instance UID, or None."""
     row = tx.execute(sa.select(instances).where(instances.c.sop_instance_uid == sop_instance_uid)).mappings().first()
     return Instance(**dict(row)) if row else None
+
+
+def among(tx: sa.Connection, sop_instance_uids: Sequence[str]) -> dict[str, Instance]:
+    """Those of the instances that the archive holds, by SOP Instance UID."""
+    found: dict[str, Instance] = {}
+    for start in range(0, len(sop_instance_uids), MOST_AT_ONCE):
+        some = sop_instance_uids[start : start + MOST_AT_ONCE]
+        query = sa.select(instances).where(instances.c.sop_instance_uid.in_(some))
+        found |= {row["sop_instance_uid"]: Instance(**dict(row)) for row in tx.execute(query).mappings()}
+    return found
+
+
+def conflicts_among(tx: sa.Connection, sop_instance_uids: Sequence[str], *, calling_ae: str) -> frozenset[str]:
+    """Those of the instances under whose UIDs `calling_ae` sent another object, which was kept aside."""
+    found: set[str] = set()
+    row = set_aside.c
+    for start in range(0, len(sop_instance_uids), MOST_AT_ONCE):
+        some = row.sop_instance_uid.in_(sop_instance_uids[start : start + MOST_AT_ONCE])
+        query = sa.select(row.sop_instance_uid).where(some, row.kind == SetAsideKind.CONFLICT)
+        found |= set(tx.execute(query.where(row.calling_ae == calling_ae)).scalars())
+    return frozenset(found)
 
 
 def of_study(

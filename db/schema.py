@@ -249,6 +249,62 @@ parts = sa.Table(
     sa.Column("detail", sa.JSON, nullable=False),
 )
 
+commitment_requests = sa.Table(
+    "commitment_requests",  # what others asked this node to commit to
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("transaction_uid", UID, nullable=False),
+    sa.Column("ae_title", AE, nullable=False),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Column("association_id", sa.String(32)),  # over which the answer may go back
+    sa.Column("digest", sa.String(64), nullable=False),  # of what is asked: a request sent again is the same request
+    sa.Column("asked", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("event_type", sa.Integer),
+    sa.Column("report", sa.JSON(none_as_null=True)),
+    sa.Column("due_at", Utc, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(128)),
+    sa.Column("lease_until", Utc),
+    sa.Column("error", sa.Text),
+    sa.Column("asked_at", Utc, nullable=False),
+    sa.Column("reported_at", Utc),
+    sa.UniqueConstraint("transaction_uid", "ae_title", "digest"),
+    sa.Index("ix_commitment_requests_state", "state", "due_at"),
+    sa.Index("ix_commitment_requests_association_id", "association_id"),
+)
+
+commitment_asks = sa.Table(
+    "commitment_asks",  # what this node asked others to commit to
+    metadata,
+    sa.Column("transaction_uid", UID, primary_key=True),
+    sa.Column("delivery_id", sa.BigInteger, nullable=False),
+    sa.Column("asked_at", Utc, nullable=False),
+    sa.Column("answered_at", Utc),
+    sa.Column("failure", sa.Integer),  # Failure Reason (0008,1197), 0 where the far side commits
+    sa.Index("ix_commitment_asks_delivery_id", "delivery_id"),
+)
+
+performed_steps = sa.Table(
+    "performed_steps",
+    metadata,
+    sa.Column("uid", UID, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("ae_title", AE, nullable=False),
+    sa.Column("listed", sa.Integer, nullable=False),  # how many instances its series list
+    sa.Column("dataset", sa.JSON, nullable=False),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.Column("updated_at", Utc, nullable=False),
+)
+
+performed_step_studies = sa.Table(
+    "performed_step_studies",
+    metadata,
+    sa.Column("study_uid", UID, primary_key=True),
+    sa.Column("step_uid", UID, primary_key=True),
+    sa.Index("ix_performed_step_studies_step_uid", "step_uid"),
+)
+
 journals = sa.Table(
     "journals",
     metadata,

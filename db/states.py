@@ -50,10 +50,12 @@ class Priority(StrEnum):
 
 
 class DeliveryKind(StrEnum):
-    """What is delivered: the priority flag, or the Structured Report."""
+    """What is delivered: the priority flag, the Structured Report, the request to commit to it, what is available."""
 
     FLAG = "flag"
     SR = "sr"
+    COMMITMENT = "commitment"
+    AVAILABILITY = "availability"
 
 
 class SetAsideKind(StrEnum):
@@ -62,3 +64,20 @@ class SetAsideKind(StrEnum):
     CONFLICT = "conflict"
     UNREADABLE = "unreadable"
     MISMATCH = "mismatch"
+
+
+class CommitmentState(StrEnum):
+    """asked → checked → reported | abandoned; the same request once more leads back to asked."""
+
+    ASKED = "asked"
+    CHECKED = "checked"
+    REPORTED = "reported"
+    ABANDONED = "abandoned"
+
+
+class PerformedState(StrEnum):
+    """Performed Procedure Step Status (0040,0252), PS3.4 F.7.1."""
+
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    DISCONTINUED = "DISCONTINUED"

@@ -59,7 +59,14 @@ def _last_line(error: str | None) -> str:
 def _follow(settings: Settings) -> list[NewDelivery]:
     flags = [NewDelivery(kind=DeliveryKind.FLAG, destination=remote.name) for remote in settings.flag.ups]
     reports = [ARCHIVE, *(remote.name for remote in settings.deliver.destinations)]
-    return flags + [NewDelivery(kind=DeliveryKind.SR, destination=name) for name in reports]
+    committing = [remote.name for remote in settings.deliver.destinations if remote.commitment]
+    told = [remote.name for remote in settings.deliver.availability]
+    return [
+        *flags,
+        *(NewDelivery(kind=DeliveryKind.SR, destination=name) for name in reports),
+        *(NewDelivery(kind=DeliveryKind.COMMITMENT, destination=name) for name in committing),
+        *(NewDelivery(kind=DeliveryKind.AVAILABILITY, destination=name) for name in told),
+    ]
 
 
 def _raise_on_own_worklist(tx: sa.Connection, result: StudyResult, settings: Settings) -> None:

@@ -74,12 +74,16 @@ class ReceiveSection(Section):
 
 
 class PeerSection(Section):
-    """[[peers]]: who may associate with this node. `addresses` holds addresses or networks (CIDR)."""
+    """[[peers]]: who may associate with this node. `addresses` holds addresses or networks (CIDR).
+
+    `port` is where this node reaches it, at the address that it called from.
+    """
 
     ae_title: AeTitle
     addresses: tuple[str, ...]
     quiet_time: Seconds | None = None
     maximum_associations: Annotated[int, Field(ge=1)] | None = None
+    port: Port | None = None
 
     @pydantic.field_validator("addresses")
     @classmethod
@@ -149,6 +153,12 @@ class RemoteSection(Section):
     calling_ae_title: AeTitle | None = None
 
 
+class DestinationSection(RemoteSection):
+    """[[deliver.destinations]]: who gets every report; with `commitment` it is asked to commit to each."""
+
+    commitment: bool = False
+
+
 class FlagSection(Section):
     """[flag]: the channels that carry the priority flag; each channel kind is one file in node/flag."""
 
@@ -166,13 +176,23 @@ class ReportSection(Section):
 class DeliverSection(Section):
     """[deliver]: the outbox; destinations receive every Structured Report."""
 
-    destinations: tuple[RemoteSection, ...] = ()
+    destinations: tuple[DestinationSection, ...] = ()
+    availability: tuple[RemoteSection, ...] = ()
     attempts: Annotated[int, Field(ge=1)] = 12
     first_retry: Seconds = 5
     longest_retry: Seconds = 900
     timeout: Seconds = 30
     lease: Seconds = 120
     tick: Seconds = 0.1
+
+
+class CommitmentSection(Section):
+    """[commitment]: storage commitment, given and asked for. All in seconds."""
+
+    grace: Annotated[float, Field(ge=0)] = 30
+    hold: Annotated[float, Field(ge=0)] = 5
+    answer_within: Seconds = 600
+    tick: Seconds = 0.2
 
 
 class LogSection(Section):
@@ -195,6 +215,7 @@ class Settings(Section):
     report: ReportSection = ReportSection()
     deliver: DeliverSection = DeliverSection()
     subscribers: tuple[RemoteSection, ...] = ()
+    commitment: CommitmentSection = CommitmentSection()
     log: LogSection = LogSection()
 
     @pydantic.model_validator(mode="after")
@@ -202,6 +223,7 @@ class Settings(Section):
         named = {
             "flag.ups": self.flag.ups,
             "deliver.destinations": self.deliver.destinations,
+            "deliver.availability": self.deliver.availability,
             "subscribers": self.subscribers,
         }
         for key, sections in named.items():

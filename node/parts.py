@@ -117,7 +117,7 @@ def receive(settings: Settings, *, number: int = 0, stop: threading.Event) -> No
     from inference.series import facts
     from node.query import ups, worklist
     from node.query.together import together
-    from node.receive import store
+    from node.receive import commitment, mpps, store
     from node.receive.scp import Scp
 
     database = open_database(settings)
@@ -126,7 +126,10 @@ def receive(settings: Settings, *, number: int = 0, stop: threading.Event) -> No
     services = [
         store.service(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json()),
         together(
-            ups.service(database=database, subscribers=subscribers), worklist.service(database=database, ae_title=title)
+            ups.service(database=database, subscribers=subscribers),
+            worklist.service(database=database, ae_title=title),
+            commitment.service(database=database),
+            mpps.service(database=database),
         ),
     ]
     scp = Scp(settings=settings, database=database, services=services, number=number)

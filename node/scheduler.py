@@ -13,7 +13,7 @@ import sqlalchemy.exc
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from db import jobs, results, worklist
+from db import commitments, jobs, performed_steps, results, worklist
 from db.deliveries import Delivery
 from db.engine import Database
 from db.errors import UnknownStudy
@@ -22,13 +22,16 @@ from db.states import DeliveryKind
 from inference.result import StudyResult
 from node import __version__, assemble
 from node.conclude import conclude_parked, flag_for
-from node.config import ARCHIVE, RemoteSection, Settings
+from node.config import ARCHIVE, DestinationSection, RemoteSection, Settings
+from node.deliver.availability import announce
+from node.deliver.commitment import Reports, ask, report_due, report_to_strangers, settle
 from node.deliver.outbox import Act, Receipt, deliver_due
 from node.deliver.store import file_in_archive, store_report
 from node.flag import channels
 from node.flag.flag import Channel
 from node.log import log
 from node.query import events
+from node.receive.held import check_due
 from node.report.filing import file_report
 
 MODEL = "triage"
@@ -74,6 +77,23 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         store = partial(store_report, remote=remote, own_ae_title=node.ae_title, timeout=deliver.timeout)
         return delivery(DeliveryKind.SR, remote.name, store(report_for=report_for))
 
+    def promise(remote: DestinationSection) -> tuple[Tick, ...]:
+        act = ask(
+            database, remote=remote, own_ae_title=node.ae_title, timeout=deliver.timeout, commitment=settings.commitment
+        )
+        settling = partial(settle, database, remote=remote, policy=deliver, commitment=settings.commitment)
+        return (
+            delivery(DeliveryKind.COMMITMENT, remote.name, act),
+            Tick(name=f"settle:{remote.name}", seconds=settings.commitment.tick, act=settling),
+        )
+
+    def availability(remote: RemoteSection) -> Tick:
+        act = announce(
+            database, remote=remote, own_ae_title=node.ae_title, retrieve_ae_title=settings.retrieve_ae_title,
+            timeout=deliver.timeout,
+        )  # fmt: skip
+        return delivery(DeliveryKind.AVAILABILITY, remote.name, act)
+
     assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory)
     return (
         Tick(name="assemble", seconds=settings.assemble.tick, act=assembling),
@@ -83,7 +103,25 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         delivery(DeliveryKind.SR, ARCHIVE, file_in_archive(report_for=report_for)),
         *(report(remote) for remote in deliver.destinations),
         *(notification(subscriber) for subscriber in settings.subscribers),
+        *_commitments(database, settings, owner=owner, stop=stop),
+        *(tick for remote in deliver.destinations if remote.commitment for tick in promise(remote)),
+        *(availability(remote) for remote in deliver.availability),
     )
+
+
+def _commitments(database: Database, settings: Settings, *, owner: str, stop: threading.Event) -> tuple[Tick, ...]:
+    """What is asked of this node is checked, and each of those who asked is told, without waiting for another."""
+    reports = Reports(
+        database=database, peers=settings.peers, own_ae_title=settings.node.ae_title, policy=settings.deliver, stop=stop
+    )  # fmt: skip
+    known = frozenset(peer.ae_title for peer in settings.peers if peer.port is not None)
+    acts: dict[str, Callable[[], object]] = {
+        "check": partial(check_due, database, settings, owner=f"{owner}:check", stop=stop),
+        "report": partial(report_to_strangers, reports, known=known, owner=f"{owner}:report"),
+    }
+    for title in sorted(known):
+        acts[f"report:{title}"] = partial(report_due, reports, ae_title=title, owner=f"{owner}:report:{title}")
+    return tuple(Tick(name=name, seconds=settings.commitment.tick, act=act) for name, act in acts.items())
 
 
 def flagging(database: Database, channel: Channel) -> Act:
@@ -134,9 +172,12 @@ def _guarded(tick: Tick) -> Callable[[], None]:
 
 
 def forget(database: Database) -> None:
-    """Worklist entries that ended long ago have left."""
+    """Worklist entries, commitments and performed procedure steps that ended long ago have left."""
+    before = now() - WORKLIST_KEPT
     with database.write() as tx:
-        worklist.forget(tx, before=now() - WORKLIST_KEPT)
+        worklist.forget(tx, before=before)
+        commitments.forget(tx, before=before)
+        performed_steps.forget(tx, before=before)
 
 
 def reap(database: Database, settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -27,6 +28,7 @@ def associate(
     contexts: Sequence[PresentationContext | str],
     timeout: float,
     scp_roles: Sequence[str] = (),
+    handlers: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """An established association with `remote`, released when the block ends and aborted when it raises.
 
@@ -40,6 +42,8 @@ def associate(
         Seconds for connecting, for the association, for each DIMSE answer and for silence on the network.
     scp_roles : sequence of str
         Abstract syntaxes for which this side proposes to be SCP as well (PS3.7 D.3.3.4).
+    handlers : sequence
+        What pynetdicom binds, for what the far side may ask in its turn.
 
     Raises
     ------
@@ -58,6 +62,7 @@ def associate(
             ae_title=remote.ae_title,
             max_pdu=MAXIMUM_PDU_SIZE,
             ext_neg=[build_role(uid, scp_role=True, scu_role=True) for uid in scp_roles],
+            evt_handlers=list(handlers),
         )
     except (OSError, RuntimeError) as error:
         raise PeerUnreachable(f"{where}: {error}") from error

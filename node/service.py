@@ -17,6 +17,8 @@ class Service:
         Abstract syntax UIDs, each with the transfer syntax UIDs it is accepted in.
     handlers : tuple of (event, callable, list)
         What pynetdicom binds: ``(evt.EVT_C_ECHO, function, [arguments])``.
+    reversible : frozenset of str
+        Abstract syntaxes for which who opens an association may propose to be its SCP (PS3.7 D.3.3.4).
     close : callable
         Called once when nobody listens any more and every association has ended.
     spool : callable, optional
@@ -25,5 +27,6 @@ class Service:
 
     contexts: tuple[tuple[str, tuple[str, ...]], ...]
     handlers: tuple[tuple[Any, Callable[..., Any], list[Any]], ...] = field(default=())
+    reversible: frozenset[str] = frozenset()
     close: Callable[[], None] = field(default=lambda: None)
     spool: Callable[..., Any] | None = None

@@ -82,6 +82,7 @@ def status(facts: Mapping[str, Any]) -> RenderableType:
         counts("jobs", facts["jobs"]),
         counts("deliveries", facts["deliveries"]),
         counts("event reports", facts["notifications"]),
+        counts("commitments", facts["commitments"]),
         Text(f"instances: {facts['instances']}   set aside: {facts['set_aside']}"),
         Text(f"disk: {facts['disk_free_mb']} MB free, receiving stops below {facts['disk_watermark_mb']} MB"),
     ]
@@ -91,6 +92,9 @@ def status(facts: Mapping[str, Any]) -> RenderableType:
 def _troubles(facts: Mapping[str, Any]) -> Iterable[Text]:
     for item in facts["abandoned"]:
         yield Text(f"ABANDONED {item['kind']} to {item['destination']}: {item['error']}", style="bold yellow")
+    for item in facts["commitments_abandoned"]:
+        what = f"{item['instances']} instance{'s' * (item['instances'] != 1)}"
+        yield Text(f"ABANDONED answer to {item['ae_title']} on {what}: {item['error']}", style="bold yellow")
     for item in facts["latest_set_aside"]:
         yield Text(f"set aside ({item['kind']}) from {item['calling_ae']}: {item['reason']}", style="yellow")
 
@@ -215,6 +219,8 @@ def worklist(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 def requeued(facts: Mapping[str, Any]) -> Text:
     """`hemonode requeue` for people."""
     said = f"{facts['deliveries']} deliveries are due again"
+    if facts["commitments"]:
+        said += f"; {facts['commitments']} storage commitments are answered again"
     if facts["revision"] is not None:
         said += f"; study {facts['study_uid']} is read again as revision {facts['revision']}"
     return Text(said)

@@ -8,7 +8,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from db import associations, audit, deliveries, instances, jobs, notifications, parts, results, studies, worklist
+from db import (
+    associations,
+    audit,
+    commitments,
+    deliveries,
+    instances,
+    jobs,
+    notifications,
+    parts,
+    results,
+    studies,
+    worklist,
+)
 from db.dicom_json import first, items, tag_of
 from db.errors import UnknownStudy
 from db.procedure_step import WorkItem
@@ -32,6 +44,8 @@ def status(tx: sa.Connection, settings: Settings) -> dict[str, Any]:
         "jobs": jobs.count_by_state(tx),
         "deliveries": deliveries.count_by_state(tx),
         "notifications": notifications.count_by_state(tx),
+        "commitments": commitments.count_by_state(tx),
+        "commitments_abandoned": [_request(request) for request in commitments.abandoned(tx)],
         "abandoned": [_delivery(delivery) | {"study_uid": delivery.study_uid} for delivery in abandoned],
         "set_aside": instances.count_set_aside(tx),
         "latest_set_aside": [_set_aside(item) for item in instances.all_set_aside(tx, limit=5)],
@@ -159,6 +173,16 @@ def _delivery(delivery: deliveries.Delivery) -> dict[str, Any]:
         "sop_instance_uid": delivery.sop_instance_uid,
         "sent_at": _time(delivery.sent_at),
         "confirmed_at": _time(delivery.confirmed_at),
+    }
+
+
+def _request(request: commitments.Request) -> dict[str, Any]:
+    return {
+        "transaction_uid": request.transaction_uid,
+        "ae_title": request.ae_title,
+        "instances": len(request.asked),
+        "asked_at": _time(request.asked_at),
+        "error": request.error,
     }
 
 

@@ -19,7 +19,7 @@ import sqlalchemy.exc
 from db.engine import Database
 from db.errors import UnknownStudy
 from node import config, parts, views
-from node.config import RemoteSection
+from node.config import PeerSection, RemoteSection, Section
 
 ROOT = Path(__file__).parents[1]
 ENDED = ("reported", "not_analysed", "failed")
@@ -48,6 +48,8 @@ def write_config(
     models: Mapping[str, Path] | None = None,
     ups: Sequence[RemoteSection] = (),
     destinations: Sequence[RemoteSection] = (),
+    availability: Sequence[RemoteSection] = (),
+    peers: Sequence[PeerSection] = (),
     changes: Mapping[str, Mapping[str, Any]] | None = None,
     defaults: Mapping[str, Mapping[str, Any]] = QUICK,
 ) -> Path:
@@ -67,9 +69,12 @@ def write_config(
     for name, directory in (models or {}).items():
         tables[f"read.models.{name}"] = {"weights": str(directory), "trigger": True}
     lines = [line for name, values in tables.items() for line in _table(f"[{name}]", values)]
-    for name, remotes in (("flag.ups", ups), ("deliver.destinations", destinations)):
-        for remote in remotes:
-            lines += _table(f"[[{name}]]", remote.model_dump(exclude_none=True))
+    several: dict[str, Sequence[Section]] = {
+        "flag.ups": ups, "deliver.destinations": destinations, "deliver.availability": availability, "peers": peers,
+    }  # fmt: skip
+    for name, sections in several.items():
+        for section in sections:
+            lines += _table(f"[[{name}]]", section.model_dump(exclude_none=True))
     home.mkdir(parents=True, exist_ok=True)
     (home / "node.toml").write_text("\n".join(lines), encoding="utf-8")
     return home / "node.toml"

@@ -1,55 +1,23 @@
 """What speaks for a study's completeness, and what against it: one function for each kind of evidence.
 
-A new kind (a performed procedure step, a storage commitment, a count from the PACS) is a function of the same form in
-`SOURCES`, and a member of `Kind`; `node.assemble.verdict` weighs it with the rest.
+A new kind (a count from the PACS, say) is a function of the same form in `SOURCES`, and a member of `Kind`;
+`node.assemble.verdict` weighs it with the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
 from db.associations import ABORTED, LOST, Association
+from node.assemble.performed import performed
+from node.assemble.piece import Evidence, Kind, Says
 from node.assemble.view import Candidate, Role, StudyView
 from node.config import AssembleSection
 
+__all__ = ["SOURCES", "Evidence", "Kind", "Says", "gather"]
+
 SPLIT = 3
 """A series that came over so many associations, one after the other, is not ended by the release of one."""
-
-
-class Kind(StrEnum):
-    """Where a piece of evidence comes from."""
-
-    GEOMETRY = "geometry"
-    ANNOUNCED = "announced"
-    ASSOCIATION = "association"
-    SETTLED = "settled"
-    QUIET = "quiet"
-    AGE = "age"
-
-
-class Says(StrEnum):
-    """What a piece of evidence says: the study is complete, it is not, or nothing yet."""
-
-    COMPLETE = "complete"
-    INCOMPLETE = "incomplete"
-    NOTHING = "nothing"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """One piece of evidence.
-
-    `missing` names, a sentence each, what is absent where it says so. `until` is the monotonic second in which it will
-    say something else by the passing of time alone; None where only another arrival can change it.
-    """
-
-    kind: Kind
-    says: Says
-    sentence: str
-    missing: tuple[str, ...] = ()
-    until: float | None = None
 
 
 Source = Callable[[StudyView, AssembleSection, float], tuple[Evidence, ...]]
@@ -176,7 +144,7 @@ def age(study: StudyView, settings: AssembleSection, now: float) -> tuple[Eviden
     return (Evidence(kind=Kind.AGE, says=Says.NOTHING, sentence="the limit has not passed", until=until),)
 
 
-SOURCES: tuple[Source, ...] = (geometry, announced, associations, settled, quiet, age)
+SOURCES: tuple[Source, ...] = (geometry, announced, associations, performed, settled, quiet, age)
 
 
 def gather(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from db import associations, instances, jobs, results, studies
+from db import associations, instances, jobs, performed_steps, results, studies
 from db.associations import Association
 from db.engine import Database
 from db.instances import Instance
+from db.performed_steps import News
 from db.studies import Pending
 from inference.result import Completeness
 from inference.series import InstanceFacts
@@ -23,18 +24,22 @@ from node.log import log
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What every study is looked at with. `open_now` are the associations that are open."""
+    """What every study is looked at with.
+
+    `open_now` are the associations that are open, `news` tells how far the performed procedure steps of a study are.
+    """
 
     database: Database
     settings: Settings
     model: str
     at: Moment
     open_now: frozenset[str]
+    news: Mapping[str, News]
 
 
 def at_receiving(look: Look, study: Pending, watched: Watched) -> bool:
     """A study that is being received has its verdict, where one is due; whether it has one now."""
-    if not _is_due(look, watched):
+    if not _is_due(look, study, watched):
         return False
     view = _view(look, study, watched)
     watched.view, watched.judged_key, watched.judged_at = view, watched.key, look.at.steady
@@ -77,17 +82,38 @@ def at_late(look: Look, study: Pending, watched: Watched) -> bool:
     return _act(look, study, watched)
 
 
-def _is_due(look: Look, watched: Watched) -> bool:
+def _is_due(look: Look, study: Pending, watched: Watched) -> bool:
     """Whether a look could find more than the last: while slices come one after another only the quiet time can.
 
     New slices are analysed half-way through the settle time, so that the verdict falls at its end without delay.
     """
     waits, now = look.settings.assemble, look.at.steady
+    if _is_all_listed(look, study, watched):
+        return True
     if now >= watched.last_at + waits.settle_time / 2:
-        return watched.judged_key != watched.key or now >= watched.until or _has_ended(look, watched.view)
+        return watched.judged_key != watched.key or now >= watched.until or _has_changed(look, watched.view)
     own = (peer.quiet_time for peer in look.settings.peers if peer.quiet_time is not None)
     soonest = min(waits.limit, waits.quiet_time, *own)
     return now >= watched.since + soonest and now >= watched.judged_at + waits.settle_time
+
+
+def _is_all_listed(look: Look, study: Pending, watched: Watched) -> bool:
+    """Whether as much has come, in the last moment, as the scanner lists of what it has made."""
+    news = look.news.get(study.study_uid)
+    if news is None or not news.final or study.uncounted < news.listed:
+        return False
+    return watched.judged_key != watched.key or _has_changed(look, watched.view)
+
+
+def _has_changed(look: Look, view: StudyView | None) -> bool:
+    """Whether more is known of a study than its slices: an association has ended, or a performed procedure step has."""
+    return _has_ended(look, view) or _has_news(look, view)
+
+
+def _has_news(look: Look, view: StudyView | None) -> bool:
+    news = look.news.get(view.study_uid) if view else None
+    known = max((step.updated_at for step in view.steps), default=None) if view else None
+    return news is not None and news.at != known
 
 
 def _has_ended(look: Look, view: StudyView | None) -> bool:
@@ -99,18 +125,20 @@ def _has_ended(look: Look, view: StudyView | None) -> bool:
 def _view(look: Look, study: Pending, watched: Watched) -> StudyView:
     """The study as it stands; its slices are analysed anew only when there are new ones."""
     view = watched.view if watched.judged_key == watched.key else None
-    if view is not None and not _has_ended(look, view):
+    if view is not None and not _has_changed(look, view):
         return view
     with look.database.read() as tx:
         brought = associations.of_study(tx, study.study_uid)
+        steps = performed_steps.of_study(tx, study.study_uid) if study.study_uid in look.news else ()
         stored = instances.of_study(tx, study.study_uid) if view is None else ()
     if view is not None:
-        return replace(view, associations=brought)
+        return replace(view, associations=brought, steps=steps)
     return view_of(
         study_uid=study.study_uid,
         revision=study.revision,
         arrived=[_arrived(row, look, watched) for row in stored],
         associations=brought,
+        steps=steps,
         criteria=look.settings.select,
         quiet_time=_quiet_time(look, study, brought),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from db import associations, audit, instances, studies
+from db import associations, audit, instances, performed_steps, studies
 from db.engine import Database
 from db.states import StudyState
 from db.studies import Pending
@@ -36,8 +36,10 @@ def tick(database: Database, settings: Settings, *, model: str, memory: Memory, 
     with database.read() as tx:
         pending = studies.pending(tx)
         open_now = frozenset(a.association_id for a in associations.open_now(tx))
+        receiving = [study.study_uid for study in pending if study.state is StudyState.RECEIVING]
+        news = performed_steps.news(tx, receiving)
     memory.notice(pending, at)
-    look = Look(database=database, settings=settings, model=model, at=at, open_now=open_now)
+    look = Look(database=database, settings=settings, model=model, at=at, open_now=open_now, news=news)
     return sum(_at_study(look, study, memory.of(study.study_uid)) for study in pending)
 
 

@@ -5,11 +5,13 @@ All times here are seconds of the monotonic clock, so that a step of the wall cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from db.associations import Association
+from db.performed_steps import PerformedStep
 from inference.series import Criteria, InstanceFacts, Stack, select
 
 EVERY_SERIES = 1_000_000
@@ -73,7 +75,8 @@ class StudyView:
 
     `seen` are the SOP Instance UIDs that no verdict has counted; `refused` the codes of series that cannot be read.
     The times, and `carriers`, tell of this revision alone: the first instance, the last, the last image, and the last
-    image of a candidate. Objects without pixels (a report that comes back) do not keep a study waiting.
+    image of a candidate. Objects without pixels (a report that comes back) do not keep a study waiting. `held` are the
+    SOP Instance UIDs of everything that has come, by series; `steps` the performed procedure steps that made it.
     """
 
     study_uid: str
@@ -87,6 +90,8 @@ class StudyView:
     last_image_at: float
     last_candidate_at: float
     associations: tuple[Association, ...] = ()
+    held: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    steps: tuple[PerformedStep, ...] = ()
     quiet_time: float
 
     def with_role(self, role: Role) -> tuple[Candidate, ...]:
@@ -100,6 +105,7 @@ def view_of(
     revision: int,
     arrived: Sequence[Arrived],
     associations: Sequence[Association],
+    steps: Sequence[PerformedStep] = (),
     criteria: Criteria,
     quiet_time: float,
 ) -> StudyView:
@@ -122,8 +128,17 @@ def view_of(
         last_image_at=max(a.at for a in images),
         last_candidate_at=max(a.at for a in of_candidates),
         associations=tuple(associations),
+        held=_by_series(arrived),
+        steps=tuple(steps),
         quiet_time=quiet_time,
     )
+
+
+def _by_series(arrived: Iterable[Arrived]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for one in arrived:
+        found[one.facts.series_uid].add(one.sop_instance_uid)
+    return {series_uid: frozenset(uids) for series_uid, uids in found.items()}
 
 
 def _candidates(arrived: Sequence[Arrived], criteria: Criteria) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:

@@ -102,11 +102,17 @@ def _newer_delivered(tx: sa.Connection, delivery: Delivery) -> int | None:
     newer = [
         other.revision
         for other in deliveries.of_study(tx, delivery.study_uid)
-        if (other.kind, other.destination) == (delivery.kind, delivery.destination)
+        if other.kind in (delivery.kind, _superseding(delivery.kind))
+        and other.destination == delivery.destination
         and other.revision > delivery.revision
         and other.state in delivered
     ]
     return max(newer, default=None)
+
+
+def _superseding(kind: DeliveryKind) -> DeliveryKind:
+    """A newer report makes it pointless to ask whether an older one is kept."""
+    return DeliveryKind.SR if kind is DeliveryKind.COMMITMENT else kind
 
 
 def _attempt(act: Act, delivery: Delivery) -> Receipt | Exception:
@@ -137,7 +143,7 @@ def _succeed(tx: sa.Connection, delivery: Delivery, receipt: Receipt) -> None:
 
 
 def _fail(tx: sa.Connection, delivery: Delivery, error: Exception, *, policy: DeliverSection) -> partial[None]:
-    reason = _reason(error)
+    reason = reason_of(error)
     pause = retry_after(delivery.attempts, error=error, policy=policy)
     deliveries.failed(tx, delivery, error=reason, retry_after=pause)
     if pause is None:
@@ -163,7 +169,8 @@ def _lasting(error: Exception) -> bool:
     return error.status in _LASTING or error.status & 0xFF00 == 0xA900 or error.status & 0xF000 == 0xC000
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What may be told of a failure."""
     if isinstance(error, HemonodeError | DatabaseError | OSError):
         return str(error)
     # The message of an unexpected exception may quote a header; its type and place do not.

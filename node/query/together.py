@@ -28,6 +28,7 @@ def together(*services: Service) -> Service:
     return Service(
         contexts=tuple(context for service in services for context in service.contexts),
         handlers=tuple((event, *_one(candidates)) for event, candidates in bound.items()),
+        reversible=frozenset[str]().union(*(service.reversible for service in services)),
         close=close,
     )
 

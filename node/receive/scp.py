@@ -187,7 +187,11 @@ class Scp:
                 Listener,
                 entity.make_server(
                     (node.address, node.port),
-                    contexts=[_context(uid, syntaxes) for s in self._services for uid, syntaxes in s.contexts],
+                    contexts=[
+                        _context(uid, syntaxes, reversible=uid in s.reversible)
+                        for s in self._services
+                        for uid, syntaxes in s.contexts
+                    ],
                     evt_handlers=[*own, *(handler for service in self._services for handler in service.handlers)],
                     server_class=Listener,
                     request_handler=self._request_handler,
@@ -290,10 +294,12 @@ class _SharedContext(PresentationContext):
         return self
 
 
-def _context(abstract_syntax: str, transfer_syntaxes: Sequence[str]) -> PresentationContext:
+def _context(abstract_syntax: str, transfer_syntaxes: Sequence[str], *, reversible: bool) -> PresentationContext:
     context = _SharedContext()
     context.abstract_syntax = abstract_syntax
     context.transfer_syntax = list(transfer_syntaxes)
+    if reversible:
+        context.scu_role = context.scp_role = True
     return context
 
 

@@ -16,8 +16,9 @@ import pydicom
 import pytest
 import sqlalchemy as sa
 
-from db import associations, audit, instances, jobs, results, studies
+from db import associations, audit, instances, jobs, performed_steps, results, studies
 from db.associations import ABORTED, RELEASED
+from db.dicom_json import data_set
 from db.engine import Database
 from db.instances import NewInstance
 from db.schema import now
@@ -649,7 +650,7 @@ def test_two_schedule_processes_pronounce_one_verdict(site: Site) -> None:
         assert jobs.count_by_state(tx) == {JobState.TODO: 10}
 
 
-def test_a_tick_asks_the_database_two_things_when_nothing_has_changed(site: Site) -> None:
+def test_a_tick_asks_the_database_three_things_when_nothing_has_changed(site: Site) -> None:
     for number in range(5):
         site.store(
             [dataclasses.replace(f, sop_instance_uid=f"{f.sop_instance_uid}.{number}") for f in series()],
@@ -659,7 +660,7 @@ def test_a_tick_asks_the_database_two_things_when_nothing_has_changed(site: Site
     site.wait(3)
     with asked_of(site.database) as asked:
         assert site.wait(1) == 0
-    assert len([statement for statement in asked if statement.startswith("SELECT")]) == 2
+    assert len([statement for statement in asked if statement.startswith("SELECT")]) == 3
 
 
 def test_slices_are_analysed_while_a_study_settles_so_that_its_verdict_falls_without_delay(site: Site) -> None:
@@ -690,3 +691,206 @@ def test_a_study_is_pronounced_with_the_criteria_of_the_site(either_database: Da
     site.send(series(kernel="H60s"))
     assert site.wait(2) == 1
     assert site.verdict().complete
+
+
+# Performed procedure steps (MPPS)
+
+
+def listing(*made: Iterable[InstanceFacts], study: str = STUDY, status: str = "COMPLETED") -> dict[str, Any]:
+    """What a scanner says when its examination ends: the status, and the instances by series."""
+    by_series: dict[str, list[str]] = {}
+    for one in itertools.chain(*made):
+        by_series.setdefault(one.series_uid, []).append(one.sop_instance_uid)
+    items = [
+        data_set(
+            SeriesInstanceUID=uid,
+            ReferencedImageSequence=[data_set(ReferencedSOPInstanceUID=instance) for instance in instances],
+        )
+        for uid, instances in by_series.items()
+    ]
+    return data_set(
+        ScheduledStepAttributesSequence=data_set(StudyInstanceUID=study),
+        PerformedProcedureStepStatus=status,
+        PerformedSeriesSequence=items,
+    )
+
+
+def begin(site: Site, *, uid: str = "9.1", study: str = STUDY) -> None:
+    with site.database.write() as tx:
+        began = listing(study=study, status="IN PROGRESS")
+        assert performed_steps.create(tx, uid=uid, ae_title="CT1", dataset=began)
+
+
+def finish(site: Site, *made: Iterable[InstanceFacts], uid: str = "9.1", **how: Any) -> None:
+    with site.database.write() as tx:
+        step = performed_steps.find(tx, uid)
+        assert step is not None
+        performed_steps.update(tx, step, changes=listing(*made, **how))
+
+
+def step(site: Site, *made: Iterable[InstanceFacts], uid: str = "9.1", study: str = STUDY, **how: Any) -> None:
+    begin(site, uid=uid, study=study)
+    finish(site, *made, uid=uid, study=study, **how)
+
+
+DOSE = [dataclasses.replace(report(), series_uid="1.2.8", sop_instance_uid="1.2.8.1")]
+LISTED = "the performed procedure step lists"
+
+
+def test_what_the_scanner_lists_has_come_and_the_study_is_complete_at_once(site: Site) -> None:
+    step(site, localizer(), series())
+    over = site.associate()
+    site.store([*localizer(), *series()[:-1]], over=over)
+    assert site.wait(5) == 0
+    site.store(series()[-1:], over=over)
+    assert site.wait() == 1  # nothing settles, and the association is open
+    assert site.verdict().complete
+    assert site.verdict().reason == (
+        f"all 30 instances that {LISTED} have come; series 1: 28 slices over 140 mm, none missing between them"
+    )
+
+
+def test_the_list_of_a_scanner_may_come_last_and_ends_the_wait(site: Site) -> None:
+    begin(site)
+    over = site.associate()
+    site.store(series(), over=over)
+    assert [site.wait(5), site.wait(5)] == [0, 0]
+    finish(site, series())
+    assert site.wait() == 1
+    assert site.verdict().complete
+
+
+def test_what_the_scanner_lists_and_did_not_send_is_waited_for_as_long_as_any_may(site: Site) -> None:
+    step(site, series())
+    site.send(series(count=26))
+    assert [site.wait(2), site.wait(100), site.wait(400)] == [0, 0, 0]
+    assert site.wait(98) == 1
+    assert not site.verdict().complete
+    assert f"series 1: 26 of 28 images that {LISTED}" in site.verdict().missing
+
+
+def test_a_slice_that_was_waited_for_completes_the_study_at_once(site: Site) -> None:
+    step(site, series())
+    site.send(series(count=27))
+    assert site.wait(100) == 0
+    site.send(series(count=1, first=28))
+    assert site.wait() == 1
+    assert site.verdict().complete
+
+
+def test_a_list_beyond_what_is_to_be_read_holds_nothing_up(site: Site) -> None:
+    """A dose report for another system, and thin slices for a workstation."""
+    step(site, series(), DOSE, series("1.2.2", 280, step=0.5))
+    over = site.associate()
+    site.store(series(), over=over)
+    assert site.wait(1.9) == 0
+    assert site.wait(0.1) == 1
+    assert site.verdict().complete
+    assert f"listed: series 1 came as {LISTED} it; 281 of 309 instances that {LISTED} have not come" in (
+        site.verdict().evidence
+    ), site.verdict().evidence
+
+
+def test_a_localizer_alone_is_not_taken_for_a_study_whose_scan_is_listed(site: Site) -> None:
+    step(site, localizer(), series())
+    site.send(localizer())
+    assert site.wait(29.9) == 0
+    assert site.wait(0.1) == 1
+    assert not site.verdict().complete
+    assert site.verdict().missing == (f"28 of 30 instances that {LISTED} have not come",)
+
+
+def test_a_step_in_progress_holds_nothing_up(site: Site) -> None:
+    begin(site)
+    site.send(series())
+    assert site.wait(2) == 1
+    assert site.verdict().complete
+
+
+def test_a_step_that_was_discontinued_ends_the_wait_and_the_reason_says_so(site: Site) -> None:
+    begin(site)
+    over = site.associate()
+    site.store(series(), over=over)
+    assert site.wait(5) == 0
+    finish(site, status="DISCONTINUED")
+    assert site.wait() == 1
+    assert site.verdict().complete
+    assert "the performed procedure step was discontinued" in site.verdict().reason
+
+
+def test_what_came_of_a_discontinued_step_is_read_with_what_is_missing_named(site: Site) -> None:
+    step(site, series(), status="DISCONTINUED")
+    whole = series(count=20)
+    site.store([*whole[:10], *whole[11:]], over=site.associate())
+    assert site.wait(1.9) == 0
+    assert site.wait(0.1) == 1
+    assert not site.verdict().complete
+    assert "was discontinued" in site.verdict().reason
+    assert f"series 1: 19 of 28 images that {LISTED}" in site.verdict().missing
+
+
+def test_a_gap_in_what_the_scanner_lists_and_sent_is_not_waited_for_but_named(site: Site) -> None:
+    whole = series()
+    gappy = [*whole[:10], *whole[11:]]
+    step(site, gappy)
+    site.store(gappy, over=site.associate())
+    assert site.wait(1.9) == 0
+    assert site.wait(0.1) == 1
+    assert site.verdict().missing == ("1 slice missing at 55.0 mm, between instance 10 and instance 12",)
+
+
+def test_an_association_that_broke_off_is_made_good_by_the_list(site: Site) -> None:
+    step(site, series())
+    over = site.associate()
+    site.store(series(), over=over)
+    site.end(over, ABORTED)
+    assert site.wait() == 1
+    assert site.verdict().complete
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [dataclasses.replace(one, sop_instance_uid=f"8.{one.sop_instance_uid}") for one in series()],
+        series(count=10),
+        [],
+        series("1.2.5"),
+    ],
+    ids=["other UIDs than were sent", "fewer than were sent", "nothing", "another series"],
+)
+def test_a_list_that_does_not_describe_what_came_changes_nothing(site: Site, made: list[InstanceFacts]) -> None:
+    step(site, made)
+    site.send(series())
+    assert site.wait(1.9) == 0
+    assert site.wait(0.1) == 1
+    assert site.verdict().complete
+
+
+def test_the_step_of_another_study_changes_nothing(site: Site) -> None:
+    step(site, series(count=40), study="1.3")
+    site.send(series())
+    assert site.wait(2) == 1
+    assert site.verdict().complete
+
+
+def test_of_two_steps_the_study_is_complete_when_both_are(site: Site) -> None:
+    thin = series("1.2.2", 280, step=0.5)
+    step(site, series())
+    begin(site, uid="9.2")
+    over = site.associate()
+    site.store([*series(), *thin], over=over)
+    assert site.wait(5) == 0
+    finish(site, thin, uid="9.2")
+    assert site.wait() == 1
+    assert site.verdict().reason.startswith(f"all 308 instances that {LISTED} have come")
+
+
+def test_a_list_that_comes_after_the_verdict_says_in_the_timeline_what_is_not_here(site: Site) -> None:
+    begin(site)
+    site.send(series())
+    site.wait(2)
+    finish(site, series(count=30))
+    with site.database.read() as tx:
+        told = audit.timeline(tx, STUDY)[-1]
+    assert told.event == "step_completed"
+    assert told.detail == {"step_uid": "9.1", "instances": 30, "not_here": 2, "after_verdict": True}

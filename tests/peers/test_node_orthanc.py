@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from node.config import RemoteSection
+from node.config import DestinationSection
 from tests.running_node import RunningNode, running_node, wait_for
 from tests.scanner import Exams
 from tests.small_models import small_models
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.peer
 @pytest.fixture
 def node(tmp_path: Path, orthanc: Orthanc) -> Iterator[RunningNode]:
     """A node to which every study is positive, and whose reports go to Orthanc."""
-    pacs = RemoteSection(name="pacs", ae_title=orthanc.ae_title, address="127.0.0.1", port=orthanc.port)
+    pacs = DestinationSection(
+        name="pacs", ae_title=orthanc.ae_title, address="127.0.0.1", port=orthanc.port, commitment=True
+    )  # fmt: skip
     models = small_models(tmp_path / "models", threshold=0.0)
     with running_node(tmp_path / "node", models=models, destinations=[pacs]) as running:
         orthanc.knows(name="hemonode", ae_title="HEMONODE", port=running.port)
@@ -40,8 +43,11 @@ def test_orthanc_sends_a_study_and_holds_its_report_beside_the_images(
     (series,) = orthanc.find("Series", StudyInstanceUID=exam.study_uid, Modality="SR")
     (instance,) = orthanc.http(f"/series/{series}")["Instances"]
     tags = orthanc.http(f"/instances/{instance}/simplified-tags")
-    (delivery,) = [d for d in story["deliveries"] if d["destination"] == "pacs"]
-    assert (delivery["state"], tags["SOPInstanceUID"]) == ("sent", delivery["sop_instance_uid"])
+    wait_for(lambda: committed(node, exam.study_uid), what="Orthanc to commit", also=lambda: node.log)
+    delivery = next(
+        d for d in node.story(exam.study_uid)["deliveries"] if (d["kind"], d["destination"]) == ("sr", "pacs")
+    )
+    assert (delivery["state"], tags["SOPInstanceUID"]) == ("confirmed", delivery["sop_instance_uid"])
     images = orthanc.find("Instance", StudyInstanceUID=exam.study_uid, Modality="CT")
     patient = {orthanc.http(f"/instances/{i}/simplified-tags")["PatientName"] for i in (*images, instance)}
     assert len(patient) == 1, "the report stands under the patient of the images"
@@ -50,6 +56,15 @@ def test_orthanc_sends_a_study_and_holds_its_report_beside_the_images(
     wait_for(lambda: noted(node, exam.study_uid), what="the note of the late report", also=lambda: node.log)
     again = node.ended(exam.study_uid)
     assert (again["revision"], again["set_aside"], again["instances"]) == (1, [], len(exam.files) + 1)
+
+
+def of_pacs(node: RunningNode, study_uid: str) -> list[dict[str, Any]]:
+    return [d for d in node.story(study_uid)["deliveries"] if d["destination"] == "pacs"]
+
+
+def committed(node: RunningNode, study_uid: str) -> bool:
+    """Whether the PACS has committed to the report."""
+    return all(delivery["state"] == "confirmed" for delivery in of_pacs(node, study_uid))
 
 
 def noted(node: RunningNode, study_uid: str) -> bool:

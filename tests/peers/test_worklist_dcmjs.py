@@ -1,4 +1,4 @@
-"""dcmjs-dimse, a DICOM stack of its own, as a client of the node's worklist and as the worklist the node flags on."""
+"""dcmjs-dimse, a DICOM stack of its own, as a client of the node and as what the node talks to."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from typing import Any
 
 import pytest
 
+from db import performed_steps
+from db.commitments import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from db.engine import Database
+from db.performed_steps import MPPS
+from db.states import CommitmentState, PerformedState
 from inference.result import Outcome
+from node.deliver.availability import announce
 from node.flag.ups import UpsChannel
+from tests.committing import CT_IMAGE, TRANSACTION, checked, offering, reported, requests, settings_of
+from tests.receiving import a_slice, send
+from tests.tools.reporting import Node, concluded, of_study, received
+from tests.tools.reports import POSITIVE, slices
 from tests.worklist_node import (
     CLAIM,
     HOST,
@@ -127,3 +136,55 @@ def test_a_foreign_worklist_is_flagged_and_the_flag_withdrawn(database: Database
     assert "revised; SCHEDULED, priority HIGH" in again.detail
     assert withdrawn.confirmed
     assert "revised; SCHEDULED, priority MEDIUM" in withdrawn.detail
+
+
+def test_a_foreign_scanner_reports_its_performed_procedure_step(database: Database, tmp_path: Path) -> None:
+    began = {
+        "ScheduledStepAttributesSequence": [{"StudyInstanceUID": "1.2.5"}], "PerformedProcedureStepID": "P1",
+        "PerformedStationAETitle": "DCMJS", "PerformedProcedureStepStartDate": "20260714", "Modality": "CT",
+        "PerformedProcedureStepStartTime": "1010", "PerformedProcedureStepStatus": "IN PROGRESS",
+    }  # fmt: skip
+    images = [{"ReferencedSOPClassUID": CT_IMAGE, "ReferencedSOPInstanceUID": f"1.2.5.1.{n}"} for n in (1, 2)]
+    ended = {
+        "PerformedProcedureStepStatus": "COMPLETED", "PerformedProcedureStepEndDate": "20260714",
+        "PerformedProcedureStepEndTime": "1015",
+        "PerformedSeriesSequence": [{"SeriesInstanceUID": "1.2.5.1", "ReferencedImageSequence": images}],
+    }  # fmt: skip
+    steps = [
+        {"what": "create", "sop": MPPS, "uid": "1.5", "attributes": began},
+        {"what": "create", "sop": MPPS, "uid": "1.5", "attributes": began},
+        {"what": "set", "sop": MPPS, "uid": "1.5", "attributes": ended},
+        {"what": "set", "sop": MPPS, "uid": "1.5", "attributes": ended},
+        {"what": "set", "sop": MPPS, "uid": "1.6", "attributes": ended},
+    ]
+    with offering(settings_of(tmp_path / "data"), database) as scp:
+        assert statuses(asked(scp.port, *steps)) == [0x0000, 0x0111, 0x0000, 0x0110, 0x0112]
+    with database.read() as tx:
+        (step,) = performed_steps.of_study(tx, "1.2.5")
+    assert (step.state, step.series) == (PerformedState.COMPLETED, {"1.2.5.1": {"1.2.5.1.1", "1.2.5.1.2"}})
+
+
+def test_a_foreign_scanner_asks_for_commitment_and_takes_the_report(database: Database, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "data")
+    image = {"ReferencedSOPClassUID": CT_IMAGE, "ReferencedSOPInstanceUID": str(a_slice(1).SOPInstanceUID)}
+    question = {"TransactionUID": TRANSACTION, "ReferencedSOPSequence": [image]}
+    action = {"what": "act", "sop": PUSH_MODEL, "uid": PUSH_MODEL_INSTANCE, "action": 1, "attributes": question}
+    with offering(settings, database) as scp, foreign_worklist() as port:
+        assert send(scp, a_slice(1)) == [0]
+        assert statuses(asked(scp.port, action)) == [0x0000]
+        assert checked(database, settings) == 1
+        assert reported(database, port=port, ae_title="DCMJS") == 1
+    assert [request.state for request in requests(database)] == [CommitmentState.REPORTED]
+
+
+def test_a_foreign_system_is_told_what_is_available_once(database: Database, tmp_path: Path) -> None:
+    node = Node(database=database, archive=tmp_path, report_for=lambda _study, _revision: tmp_path)
+    received(node, *slices())
+    concluded(node, POSITIVE, "ris")
+    with foreign_worklist() as port:
+        act = announce(
+            database, remote=remote(port), own_ae_title=OWN, retrieve_ae_title=OWN, timeout=10
+        )  # fmt: skip
+        (due,) = of_study(node)
+        told = [act(due).detail for _ in range(2)]
+    assert told == [f"told of {len(slices())} instances", f"told already of {len(slices())} instances"]

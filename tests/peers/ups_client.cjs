@@ -1,4 +1,4 @@
-// A UPS SCU that shares no code with the node: does what it reads on standard input, prints what was answered.
+// A SCU of DIMSE-N services (UPS unless a step names another SOP class) that shares no code with the node: does what it reads on standard input, prints what was answered.
 'use strict';
 const { Client, Dataset, log, requests } = require(process.argv[2]);
 log.setLevel('silent');
@@ -6,12 +6,12 @@ const [host, port, calling, called] = process.argv.slice(3);
 const PUSH = '1.2.840.10008.5.1.4.34.6.1';
 
 function requestOf(step) {
-  const { what, uid, using, action, tags, attributes } = step;
+  const { what, uid, using, action, tags, attributes, sop = PUSH } = step;
   const made = {
-    create: () => new requests.NCreateRequest(PUSH, uid, using),
-    set: () => new requests.NSetRequest(PUSH, uid, using),
-    get: () => new requests.NGetRequest(PUSH, uid, tags, using),
-    act: () => new requests.NActionRequest(PUSH, uid, action, using),
+    create: () => new requests.NCreateRequest(sop, uid, using),
+    set: () => new requests.NSetRequest(sop, uid, using),
+    get: () => new requests.NGetRequest(sop, uid, tags, using),
+    act: () => new requests.NActionRequest(sop, uid, action, using),
     find: () => new requests.CFindRequest(),
   }[what]();
   if (what === 'find') made.setAffectedSopClassUid(using);

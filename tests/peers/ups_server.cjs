@@ -1,4 +1,4 @@
-// A UPS SCP that shares no code with the node: keeps the items it is given, says when it listens.
+// A SCP that shares no code with the node: keeps the instances it is given, takes reports, says when it listens.
 'use strict';
 const { Dataset, Server, Scp, constants, log, responses } = require(process.argv[2]);
 log.setLevel('silent');
@@ -30,6 +30,13 @@ class Worklist extends Scp {
     const response = responses.NSetResponse.fromRequest(request);
     response.setStatus(items.has(uid) ? 0x0000 : 0xc307);
     if (items.has(uid)) Object.assign(items.get(uid), request.getDataset().getElements());
+    callback(response);
+  }
+
+  nEventReportRequest(request, callback) {
+    const { TransactionUID, ReferencedSOPSequence } = request.getDataset().getElements();
+    const response = responses.NEventReportResponse.fromRequest(request);
+    response.setStatus(TransactionUID && ReferencedSOPSequence ? 0x0000 : 0x0115);
     callback(response);
   }
 

@@ -29,7 +29,7 @@ def test_the_file_in_the_repository_names_every_key_that_has_a_single_default() 
     shown = tomllib.loads((ROOT / "node.toml").read_text(encoding="utf-8"))
     optional = {("read", "workers"), ("read", "threads"), ("read", "models"), ("flag", "ups")}
     optional |= {("flag", "retrieve_ae_title")}
-    optional |= {("deliver", "destinations")}
+    optional |= {("deliver", "destinations"), ("deliver", "availability")}
     for name, field in Settings.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})  # [select] has docs/configuration.md instead
         assert {(name, key) for key in keys} - optional <= {(name, key) for key in shown.get(name, {})}, name

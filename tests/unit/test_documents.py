@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from inference.series import Criteria
 from node.cli import app
-from node.config import ModelSection, PeerSection, RemoteSection, Settings
+from node.config import DestinationSection, ModelSection, PeerSection, RemoteSection, Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,12 +19,17 @@ def test_every_key_of_the_configuration_is_explained() -> None:
     text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     sections = [field.annotation for field in Settings.model_fields.values()]
     keys = {key for section in sections for key in getattr(section, "model_fields", {})}
-    keys |= {key for section in (ModelSection, PeerSection, RemoteSection) for key in section.model_fields}
+    keys |= {
+        key
+        for section in (ModelSection, PeerSection, RemoteSection, DestinationSection)
+        for key in section.model_fields
+    }
     keys |= {field.name for field in dataclasses.fields(Criteria)}
-    keys -= {"ups", "destinations"}  # tables of their own, explained under their heading
+    keys -= {"ups", "destinations", "availability"}  # tables of their own, explained under their heading
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
     assert "[[flag.ups]]" in text
     assert "[[deliver.destinations]]" in text
+    assert "[[deliver.availability]]" in text
 
 
 def test_the_readme_names_every_command() -> None:

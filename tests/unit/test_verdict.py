@@ -74,6 +74,36 @@ def test_the_answer_follows_from_geometry_association_and_time(
     assert outcome(verdict(evidence(geometry, association, settled=YES, age=YES))) == old
 
 
+@pytest.mark.parametrize(
+    ("kind", "says", "settling", "settled", "quiet", "old"),
+    [
+        # a piece beside a whole series whose association is open; then the answer as above
+        (Kind.PERFORMED, YES, True, True, True, True),
+        (Kind.PERFORMED, NO, 2.0, 30.0, 600.0, False),
+        (Kind.PERFORMED, NOTHING, 2.0, 30.0, True, False),
+        (Kind.LISTED, YES, 2.0, True, True, True),
+        (Kind.LISTED, NO, 2.0, 30.0, False, False),
+        (Kind.DISCONTINUED, YES, 2.0, True, True, True),
+        (Kind.DISCONTINUED, NO, 2.0, 30.0, False, False),
+    ],
+)
+def test_what_a_performed_procedure_step_says_is_weighed_with_the_rest(
+    kind: Kind, says: Says, settling: object, settled: object, quiet: object, old: object
+) -> None:
+    beside = piece(kind, says)
+    assert outcome(verdict([*evidence(YES, NOTHING), beside])) == settling
+    assert outcome(verdict([*evidence(YES, NOTHING, settled=YES), beside])) == settled
+    assert outcome(verdict([*evidence(YES, NOTHING, settled=YES, quiet=YES), beside])) == quiet
+    assert outcome(verdict([*evidence(YES, NOTHING, settled=YES, age=YES), beside])) == old
+
+
+@pytest.mark.parametrize(("geometry", "expected"), [(NO, [2.0, False]), (NOTHING, [True, True])])
+def test_a_list_of_which_everything_came_ends_the_wait_whatever_the_shape(geometry: Says, expected: object) -> None:
+    listed = piece(Kind.PERFORMED, YES)
+    answers = [verdict([*evidence(geometry, NO, settled=settled), listed]) for settled in (NOTHING, YES)]
+    assert [outcome(answer) for answer in answers] == expected
+
+
 def test_every_series_that_can_be_read_has_to_be_whole_before_a_study_is_complete_early() -> None:
     two = [piece(Kind.GEOMETRY, YES), *evidence(NO, YES, settled=YES)]
     assert outcome(verdict(two)) == 30.0
