@@ -145,12 +145,15 @@ def _started(command: Sequence[str | Path], port: int, folder: Path, **environme
         process.wait(30)
 
 
-@contextmanager
-def _dcmtk(folder: Path) -> Iterator[Running]:
-    port = free_port()
-    command = ["storescp", "-q", "--fork", "-od", _made(folder / "out"), "-pdu", PDU, str(port)]
-    with _started(command, port, folder, TCP_NODELAY="1") as running:
-        yield running
+def _dcmtk(*options: str) -> Receiver:
+    @contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        port = free_port()
+        command = ["storescp", "-q", "--fork", "-od", _made(folder / "out"), *options, str(port)]
+        with _started(command, port, folder, TCP_NODELAY="1") as running:
+            yield running
+
+    return start
 
 
 @contextmanager
@@ -201,7 +204,8 @@ def _made(folder: Path) -> Path:
 
 
 RECEIVERS: dict[str, tuple[str, Receiver]] = {
-    "dcmtk": ("DCMTK storescp --fork: no flush, no index", _dcmtk),
+    "dcmtk": ("DCMTK storescp --fork: no flush, no index", _dcmtk()),
+    "dcmtk-large": ("DCMTK, PDUs of 128 KiB as the others", _dcmtk("-pdu", PDU)),
     "orthanc": ("Orthanc, defaults", _orthanc),
     "pynetdicom": ("pynetdicom's storescp: no flush, no index", _pynetdicom),
     "hemonode": ("Hemonode: flushed and indexed", _hemonode()),
