@@ -1,14 +1,7 @@
-"""Judging weights on labelled scans: what goes into a model card, and the command that writes it there.
-
-``python -m training.evaluate inference/weights/demo-radnet --first 50000 --heads 200 --write`` draws phantom heads that
-the model has not seen, judges the model as it lies on disk, and puts the figures into its card.
-"""
+"""Judging weights on labelled scans: the figures that go into a model card."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +16,11 @@ from inference.card import ModelCard
 from inference.decision import ScanRule, judge
 from inference.models import ScanModel, build
 from inference.result import ANY, LABELS
-from training import heads
+from training import heads, manifest
 from training.dataset import Scan
-from training.errors import LeakageError
-from training.heads import Heads
-from training.loop import keep_memory
+from training.errors import DataError
+from training.guard import refuse_patients
+from training.manifest import DATASET_FILE
 from training.metrics import auc, log_loss, operating_point, prior_log_loss, rate, scan_figures
 from training.stages import Described, describe
 
@@ -48,8 +41,9 @@ class Read:
 def read(model: ScanModel, described: Sequence[Described]) -> list[Read]:
     """Every scan read whole from its descriptors."""
     model.eval()
+    device = next(model.parameters()).device
     return [
-        Read(scan=one.scan, scores=model.decide(one.descriptors[None])[0].double().sigmoid().numpy())
+        Read(scan=one.scan, scores=model.decide(one.descriptors[None].to(device))[0].double().sigmoid().cpu().numpy())
         for one in described
     ]
 
@@ -65,8 +59,13 @@ def scan_scores(readings: Sequence[Read], *, label: int, rule: ScanRule) -> Scor
 
 
 def truth(readings: Sequence[Read], *, label: int) -> NDArray[np.bool_]:
-    """Whether any slice of each scan bears the label."""
-    return np.array([bool(reading.scan.labels[:, label].any()) for reading in readings])
+    """Whether each scan bears the label; those of which nobody said are to be left out before: see `labelled`."""
+    return np.array([bool(reading.scan.study_labels[label] == 1) for reading in readings])
+
+
+def labelled(readings: Sequence[Read], *, label: int) -> list[Read]:
+    """The scans of which somebody said whether they bear the label."""
+    return [reading for reading in readings if not np.isnan(reading.scan.study_labels[label])]
 
 
 def choose_thresholds(readings: Sequence[Read], *, labels: Sequence[str], rule: ScanRule) -> dict[str, float]:
@@ -76,9 +75,10 @@ def choose_thresholds(readings: Sequence[Read], *, labels: Sequence[str], rule: 
     """
     thresholds = {}
     for index, label in enumerate(labels):
-        bearing = truth(readings, label=LABELS.index(label))
+        known = labelled(readings, label=LABELS.index(label))
+        bearing = truth(known, label=LABELS.index(label))
         enough = min(bearing.sum(), (~bearing).sum()) >= FEWEST
-        scores = scan_scores(readings, label=index, rule=rule)
+        scores = scan_scores(known, label=index, rule=rule)
         thresholds[label] = operating_point(scores, bearing) if enough else 0.5
     return thresholds
 
@@ -101,18 +101,20 @@ def figures(
     columns = [LABELS.index(label) for label in labels]
     scores = np.concatenate([reading.scores for reading in readings])
     found = np.concatenate([reading.scan.labels for reading in readings])[:, columns]
+    known = ~np.isnan(found).any(1)  # slices of studies with a label of the whole only say nothing here
+    scores, found = scores[known], found[known]
     slices = {
         "cases": len(found),
-        "weighted_log_loss": log_loss(scores, found),
-        "weighted_log_loss_of_prior": prior_log_loss(found, prior[columns]),
+        "weighted_log_loss": log_loss(scores, found) if len(found) else None,
+        "weighted_log_loss_of_prior": prior_log_loss(found, prior[columns]) if len(found) else None,
         "auc": {label: auc(scores[:, i], found[:, i]) for i, label in enumerate(labels)},
     }
-    scans = {
-        label: scan_figures(
-            scan_scores(readings, label=i, rule=rule), truth(readings, label=columns[i]), threshold=thresholds[label]
+    scans = {}
+    for i, label in enumerate(labels):
+        judged = labelled(readings, label=columns[i])
+        scans[label] = scan_figures(
+            scan_scores(judged, label=i, rule=rule), truth(judged, label=columns[i]), threshold=thresholds[label]
         ).to_json()
-        for i, label in enumerate(labels)
-    }
     return {"slices": slices, "scans": scans, "found_by_subtype": _by_subtype(readings, thresholds[ANY], rule)}
 
 
@@ -129,65 +131,63 @@ def _by_subtype(readings: Sequence[Read], threshold: float, rule: ScanRule) -> d
     called = scan_scores(readings, label=0, rule=rule) >= threshold
     shares = {}
     for index, label in enumerate(LABELS[1:], start=1):
-        bearing = truth(readings, label=index)
+        bearing = truth(readings, label=index)  # who is not known to bear it is no case of it
         shares[label] = rate(int((called & bearing).sum()), int(bearing.sum())).to_json()
     return shares
 
 
-def judge_on_heads(directory: Path, population: Heads, *, work: Path, workers: int, retune: bool) -> ModelCard:
-    """The card of the model in `directory` with its figures on phantom heads, through the card's preprocessing.
+def judge_on(
+    directory: Path, scans: Sequence[Scan], *, data: Mapping[str, Any], retune: bool, device: torch.device
+) -> ModelCard:
+    """The card of the model in `directory` with its figures on `scans`, prepared by the card's preprocessing.
 
-    With `retune` the operating points are chosen anew on these heads, and the figures are those of ``validation``;
+    With `retune` the operating points are chosen anew on these scans, and the figures are those of ``validation``;
     figures at other operating points are dropped. Without, they are those of ``unseen``.
+
+    Parameters
+    ----------
+    data : mapping
+        What the scans are, for the card.
 
     Raises
     ------
     LeakageError
-        When the model was made from some of these heads.
+        When the model was made from studies of some of these patients, or its operating points were chosen on them.
+    DataError
+        When there is no scan.
     """
+    if not scans:
+        raise DataError("there is no study to judge the model on")
     card, state = cards.load(directory)
-    _refuse_known(card, population, retune=retune)
+    here = {scan.facts.patient for scan in scans}
+    refuse_patients(
+        known_patients(directory, card, retune=retune), here, names=(f"the making of {card.name}", "--data")
+    )
     model = build(card)
     model.load_state_dict(state)
-    heads.make(work, population, {card.family: card.preprocessing}, workers=workers)
-    readings = read(model, describe(model, heads.load(work, card.family, population)))
+    readings = read(model, describe(model.to(device), scans))
     thresholds = choose_thresholds(readings, labels=card.labels, rule=card.rule) if retune else card.thresholds
-    prior = np.array([card.figures["prior"][label] for label in LABELS])
+    prior = np.array([card.figures.get("prior", {}).get(label, 0.5) for label in LABELS])
     groups = by_group(readings, labels=card.labels, thresholds=thresholds, rule=card.rule, prior=prior)
-    found = {"validation" if retune else "unseen": {"heads": population.to_json(), **groups}}
+    tuned_on = {"tuned_on": sorted(here)} if retune else {}
+    found = {"validation" if retune else "unseen": {"data": dict(data), **groups}}
     stale = {"test", "unseen"} if retune else set()
     kept = {name: value for name, value in card.figures.items() if name not in stale}
-    return replace(card, thresholds=thresholds, figures={**kept, **found})
+    return replace(card, thresholds=thresholds, figures={**kept, **tuned_on, **found})
 
 
-def _refuse_known(card: ModelCard, population: Heads, *, retune: bool) -> None:
-    seeds = set(range(population.first, population.first + population.count))
-    made_from = set(range(*card.figures["seeds"]))
-    chosen_on = card.figures["validation"].get("heads", {"first": 0, "count": 0})
-    tuned_on = set() if retune else set(range(chosen_on["first"], chosen_on["first"] + chosen_on["count"]))
-    if seeds & (made_from | tuned_on):
-        raise LeakageError(f"{card.name} was made from some of the heads {min(seeds)} to {max(seeds)}")
+def known_patients(directory: Path, card: ModelCard, *, retune: bool) -> set[str]:
+    """The patients from whose studies the model was made, as it says itself.
+
+    Those of its test are not among them, nor those on whom operating points were chosen when `retune` replaces these.
+    """
+    drawn = {heads.patient_of(seed) for seed in range(*card.figures.get("seeds", (0, 0)))}
+    tuned = set() if retune else set(card.figures.get("tuned_on", ())) | _validation_heads(card)
+    path = directory / DATASET_FILE
+    return drawn | tuned | (manifest.patients(path, besides=("test",)) if path.exists() else set())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Judge a model on phantom heads that it has not seen, and print the figures as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=main.__doc__)
-    parser.add_argument("model", type=Path, help="directory with card.json and weights.safetensors")
-    parser.add_argument("--first", type=int, default=50_000, help="seed of the first head")
-    parser.add_argument("--heads", type=int, default=200, help="how many heads")
-    parser.add_argument("--work", type=Path, default=Path("runs/evaluation"), help="where heads are kept")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw heads")
-    parser.add_argument("--retune", action="store_true", help="choose the operating points on these heads")
-    parser.add_argument("--write", action="store_true", help="put operating points and figures into the card")
-    asked = parser.parse_args(argv)
-    keep_memory()
-    population = Heads(first=asked.first, count=asked.heads)
-    card = judge_on_heads(asked.model, population, work=asked.work, workers=asked.workers, retune=asked.retune)
-    if asked.write:
-        cards.save(asked.model, card, cards.load(asked.model)[1], half=True)
-    json.dump(card.figures["validation" if asked.retune else "unseen"], sys.stdout, indent=2)
-    sys.stdout.write("\n")
-
-
-if __name__ == "__main__":
-    main()
+def _validation_heads(card: ModelCard) -> set[str]:
+    """The phantoms on which operating points were chosen, as the demonstration weights' cards name them."""
+    chosen = card.figures.get("validation", {}).get("heads", {"first": 0, "count": 0})
+    return {heads.patient_of(seed) for seed in range(chosen["first"], chosen["first"] + chosen["count"])}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from inference import card as cards
@@ -21,6 +23,7 @@ from inference.preprocess import Preprocessing
 from inference.result import LABELS
 from training import evaluate
 from training.dataset import Scan
+from training.manifest import DATASET_FILE
 from training.stages import Described
 
 INTENDED_USE = (
@@ -42,9 +45,11 @@ class Description:
     rule: ScanRule
     recipe: str
     data: str
-    seeds: tuple[int, int]
-    """The first head and the one after the last, so that nobody judges the model on them."""
     seed: int
+    demonstration: bool
+    intended_use: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What else the card shall say about the training, such as the seeds of the heads it was made from."""
 
 
 def round_as_stored(model: nn.Module) -> None:
@@ -63,15 +68,17 @@ def export(
     training: Sequence[Scan],
     validation: Sequence[Described],
     test: Sequence[Described],
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> ModelCard:
     """Write the model to `directory` with operating points from `validation` and figures on `test`; return its card.
 
-    The descriptors must come from the model after `round_as_stored`, which is applied again to what stands behind them.
+    `beside` are files that are written beside the card, such as the list of the studies. The descriptors must come from
+    the model after `round_as_stored`, which is applied again to what stands behind them.
     """
     round_as_stored(model)
     readings = evaluate.read(model, validation)
     thresholds = evaluate.choose_thresholds(readings, labels=description.labels, rule=description.rule)
-    prior = np.concatenate([scan.labels for scan in training]).mean(0)
+    prior = frequencies(training)
     how: dict[str, Any] = {
         "labels": description.labels,
         "thresholds": thresholds,
@@ -79,16 +86,35 @@ def export(
         "prior": prior,
     }
     figures = {
-        "claim": INTENDED_USE,
-        "seeds": list(description.seeds),
-        "heads": {"training": len(training), "validation": len(validation), "test": len(test)},
+        "claim": description.intended_use,
+        **description.figures,
+        "scans": {"training": len(training), "validation": len(validation), "test": len(test)},
         "prior": dict(zip(LABELS, prior.tolist(), strict=True)),
         "operating_points_from": "validation",
         "validation": evaluate.by_group(readings, **how),
-        "test": evaluate.by_group(evaluate.read(model, test), **how),
+        "test": evaluate.by_group(evaluate.read(model, test), **how) if test else {},
     }
     card = _card(description, thresholds=thresholds, figures=figures)
-    return cards.save(directory, card, model.state_dict(), half=True)
+    card = cards.save(directory, card, model.state_dict(), half=True)
+    for name, content in beside.items():
+        (directory / name).write_bytes(content)
+    return card
+
+
+def rewrite(directory: Path, card: ModelCard) -> None:
+    """The model in `directory` has this card; its weights and the list of its studies stay."""
+    path = directory / DATASET_FILE
+    listed = path.read_bytes() if path.exists() else None
+    cards.save(directory, card, cards.load(directory)[1], half=True)
+    if listed is not None:
+        path.write_bytes(listed)
+
+
+def frequencies(scans: Sequence[Scan]) -> NDArray[np.float64]:
+    """How often each of the six labels stands among the labelled slices; 0 where none is labelled."""
+    labels = np.concatenate([scan.labels for scan in scans])
+    counts = (~np.isnan(labels)).sum(0)
+    return np.asarray(np.nansum(labels, 0, dtype=np.float64) / np.maximum(counts, 1))
 
 
 def _card(description: Description, *, thresholds: dict[str, float], figures: dict[str, Any]) -> ModelCard:
@@ -101,8 +127,8 @@ def _card(description: Description, *, thresholds: dict[str, float], figures: di
         labels=description.labels,
         thresholds=thresholds,
         rule=description.rule,
-        demonstration=True,
-        intended_use=INTENDED_USE,
+        demonstration=description.demonstration,
+        intended_use=description.intended_use,
         provenance=Provenance(
             recipe=description.recipe,
             data=description.data,

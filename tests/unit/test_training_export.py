@@ -1,6 +1,7 @@
 """An exported model is the trained one, and its card holds the figures that were measured."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,18 @@ import pytest
 import torch
 
 from inference import card as cards
+from inference.card import ModelCard
 from inference.decision import ScanRule
 from inference.models import RADnet, RadnetConfig, build
 from inference.preprocess import Preprocessing
 from inference.result import ANY, LABELS
 from training import evaluate
-from training.dataset import Scan, ScanFacts
+from training.cache import VolumeCache
+from training.dataset import Scan, ScanFacts, prepare_all
 from training.errors import LeakageError
 from training.evaluate import Read
-from training.export import Description, export, round_as_stored
-from training.heads import Heads
+from training.export import INTENDED_USE, Description, export, rewrite, round_as_stored
+from training.heads import Heads, studies
 from training.stages import describe
 
 TINY = RadnetConfig(growth=4, layers=2, stem=6, dropout=0.0, hidden=8, size=32)
@@ -31,8 +34,10 @@ DESCRIPTION = Description(
     rule=ScanRule(run=3),
     recipe="a test",
     data="noise",
-    seeds=(10, 20),
     seed=0,
+    demonstration=True,
+    intended_use=INTENDED_USE,
+    figures={"seeds": [10, 20]},
 )
 
 
@@ -41,9 +46,9 @@ def scan(number: int, labels: np.ndarray | None = None, *, group: str = "easy") 
     found = labels if labels is not None else (rng.random((5, 6)) < 0.4).astype(np.float32)
     return Scan(
         facts=ScanFacts(patient=f"p{number}", group=group, pixel_mm=1.0),
-        images=rng.random((len(found), 1, 32, 32)).astype(np.float16),
-        masks=np.zeros((len(found), 32, 32), np.uint8),
         labels=found,
+        study_labels=found.max(0),
+        opened=partial(dict, images=rng.random((len(found), 1, 32, 32)).astype(np.float16)),
     )
 
 
@@ -76,7 +81,7 @@ def test_the_exported_card_loads_and_gives_the_numbers_of_the_network_in_memory(
     ):
         assert np.array_equal(before.scores, after.scores)
     assert card.figures["test"]["all"]["slices"]["cases"] == 10
-    assert card.figures["heads"] == {"training": 2, "validation": 2, "test": 2}
+    assert card.figures["scans"] == {"training": 2, "validation": 2, "test": 2}
 
 
 def test_the_three_slice_rule_asks_for_three_neighbours() -> None:
@@ -122,20 +127,22 @@ def test_figures_on_unseen_heads_and_new_operating_points_go_into_the_card(tmp_p
     described = describe(model, [scan(number) for number in range(4)])
     directory = tmp_path / "tiny"
     export(model, directory, DESCRIPTION, training=[scan(9)], validation=described[:2], test=described[2:])
-    how = {"work": tmp_path / "heads", "workers": 1}
 
-    few = Heads(first=30, count=2, sizes=(64,), thicknesses_mm=(20.0,))
-    tuned = evaluate.judge_on_heads(directory, few, retune=True, **how)  # type: ignore[arg-type]
+    def judged_on(heads: Heads, *, retune: bool) -> ModelCard:
+        cache = VolumeCache(tmp_path / "cache")
+        found = prepare_all(list(studies(heads)), cache=cache, preprocessing=DESCRIPTION.preprocessing)
+        return evaluate.judge_on(directory, found, data=heads.to_json(), retune=retune, device=torch.device("cpu"))
+
+    tuned = judged_on(Heads(first=30, count=2, sizes=(64,), thicknesses_mm=(20.0,)), retune=True)
     assert tuned.thresholds == {ANY: 0.5}
-    assert tuned.figures["validation"]["heads"]["first"] == 30
+    assert tuned.figures["validation"]["data"]["first"] == 30
     assert not {"test", "unseen"} & set(tuned.figures), "figures at another operating point"
-    cards.save(directory, tuned, cards.load(directory)[1])
+    rewrite(directory, tuned)
 
-    for known in (Heads(first=19, count=1), Heads(first=31, count=3)):
+    for known in (Heads(first=19, count=1, sizes=(64,)), Heads(first=31, count=3, sizes=(64,))):
         with pytest.raises(LeakageError):
-            evaluate.judge_on_heads(directory, known, retune=False, **how)  # type: ignore[arg-type]
-    unseen = Heads(first=40, count=2, sizes=(64,), thicknesses_mm=(20.0,))
-    judged = evaluate.judge_on_heads(directory, unseen, retune=False, **how)  # type: ignore[arg-type]
+            judged_on(known, retune=False)
+    judged = judged_on(Heads(first=40, count=2, sizes=(64,), thicknesses_mm=(20.0,)), retune=False)
     assert judged.figures["unseen"]["all"]["slices"]["cases"] > 2
     assert judged.figures["validation"] == tuned.figures["validation"]
     assert judged.thresholds == tuned.thresholds
@@ -147,3 +154,12 @@ def test_an_operating_point_is_not_chosen_from_a_handful_of_scans() -> None:
     chosen = evaluate.choose_thresholds(readings, labels=LABELS, rule=ScanRule(run=3))
     assert chosen[ANY] == chosen["subdural"] == pytest.approx(0.2)
     assert chosen["epidural"] == 0.5
+
+
+def test_the_demonstration_weights_know_the_heads_that_they_were_made_from_and_tuned_on() -> None:
+    directory = Path(__file__).parents[2] / "inference/weights/demo-radnet"
+    card = cards.read_card(directory)
+    known = evaluate.known_patients(directory, card, retune=False)
+    assert {"phantom-1000", "phantom-20249", "phantom-20250", "phantom-20339"} <= known
+    assert not {"phantom-999", "phantom-20340", "phantom-50000"} & known
+    assert "phantom-20250" not in evaluate.known_patients(directory, card, retune=True)
