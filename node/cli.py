@@ -107,12 +107,15 @@ def serve(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def receive(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
+def receive(
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    number: Annotated[int, typer.Option(help="Which of the processes that share the port this is.")] = 0,
+) -> None:
     """Run only the listening part: storage, verification and worklist services."""
     from node import parts
 
-    settings = _settings(config_path, part="receive")
-    _as_part(lambda: parts.receive(settings, stop=_until_told()))
+    settings = _settings(config_path, part=parts.receive_part(number))
+    _as_part(lambda: parts.receive(settings, number=number, stop=_until_told()))
 
 
 @app.command()

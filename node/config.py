@@ -68,6 +68,9 @@ class ReceiveSection(Section):
     disk_watermark_mb: Annotated[int, Field(ge=0)] = 4096
     disk_reserve_mb: Annotated[int, Field(ge=0)] = 256
     flush: bool = True
+    reactor: Literal["event", "library"] = "event"
+    processes: Annotated[int, Field(ge=1, le=16)] = 1
+    spool_above_mb: Annotated[int, Field(ge=1)] = 4
 
 
 class PeerSection(Section):

@@ -37,15 +37,24 @@ def serve(settings: Settings, *, config: Path, stop: threading.Event) -> None:
 
 
 def part_specs(settings: Settings) -> tuple[PartSpec, ...]:
-    """One receiver, one scheduler, and one worker for each device."""
+    """The receivers, one scheduler, and one worker for each device."""
+    receivers = [
+        PartSpec(name=receive_part(i), arguments=("receive", "--number", str(i)))
+        for i in range(settings.receive.processes)
+    ]
     workers = [
         PartSpec(name=f"work-{i}", arguments=("work", "--number", str(i))) for i in range(worker_count(settings))
     ]
     return (
-        PartSpec(name="receive", arguments=("receive",)),
+        *receivers,
         PartSpec(name="schedule", arguments=("schedule",)),
         *workers,
     )
+
+
+def receive_part(number: int) -> str:
+    """What a receiving process is called among the node's parts; the first as if it were alone."""
+    return f"receive-{number}" if number else "receive"
 
 
 def worker_count(settings: Settings) -> int:
@@ -108,7 +117,7 @@ def alive(
             heartbeats.stopped(tx, name=name, pid=os.getpid())
 
 
-def receive(settings: Settings, *, stop: threading.Event) -> None:
+def receive(settings: Settings, *, number: int = 0, stop: threading.Event) -> None:
     """The listening part has run until `stop` was set; associations were drained. Raises ``StartError``."""
     from inference.series import facts
     from node.query import find, retrieve, ups, worklist
@@ -135,9 +144,9 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
             mpps.service(database=database),
         ),
     ]
-    scp = Scp(settings=settings, database=database, services=services)
+    scp = Scp(settings=settings, database=database, services=services, number=number)
     scp.start()
-    with alive(database, name="receive", kind="receive", detail=scp.detail(), refresh=scp.detail):
+    with alive(database, name=receive_part(number), kind="receive", detail=scp.detail(), refresh=scp.detail):
         stop.wait()
         scp.stop(grace_seconds=DRAIN_SECONDS)
     database.close()
