@@ -13,7 +13,6 @@ import torch
 
 from inference.card import ModelError
 
-
 CGROUP = Path("/sys/fs/cgroup")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 

@@ -65,7 +65,9 @@ def chosen(backend: str, *, family: str, processor: Processor) -> str:
     if backend == "openvino" and not on_cpu:
         raise BackendMissing(f"the backend openvino runs on the CPU only, the device is {processor.device}")
     if backend == "openvino" and not openvino_installed():
-        raise BackendMissing("the backend openvino was asked for and is not installed (pip install 'hemonode[openvino]')")
+        raise BackendMissing(
+            "the backend openvino was asked for and is not installed (pip install 'hemonode[openvino]')"
+        )
     if backend != "auto":
         return backend
     return "openvino" if on_cpu and openvino_installed() and OPENVINO_GAIN.get(family, 0) > 1 else "torch"

@@ -39,7 +39,7 @@ class Graph:
         self._images = images.clone()
         graph = torch.cuda.CUDAGraph()
         try:
-            aside = torch.cuda.Stream(images.device)
+            aside = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream(images.device))
             with torch.cuda.stream(aside):
                 for _ in range(ROUNDS_BEFORE):

@@ -57,7 +57,7 @@ def _compiled(part: nn.Module, *, shape: tuple[int, ...], bf16: bool) -> Any:
     example = torch.zeros(1, *shape[:-2], TRACED_SIDE, TRACED_SIDE)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracer's own deprecation, and remarks on Python values in the networks
-        traced = torch.jit.trace(part.eval(), example, check_trace=False)
+        traced = torch.jit.trace(part.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         model = openvino.convert_model(traced, example_input=example, input=[-1, *shape])
     return core.compile_model(model, "CPU", settings)
 

@@ -12,10 +12,11 @@ import pytest
 from pydicom import dcmread
 
 from inference.decision import Combination
+from inference.decoding import Stored
 from inference.engine import Engine
 from inference.result import Completeness, Outcome, StudyResult
 from inference.series import Criteria, facts, select
-from inference.study import EncodedCache, Stored, StudyReader
+from inference.study import EncodedCache, StudyReader
 from tests.small_models import small_models
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
 
