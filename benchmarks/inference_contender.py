@@ -82,7 +82,8 @@ class Ours:
         torch.set_num_threads(usable_threads())
         self._watch = Stopwatch(device)
         self._model = loaded(name)
-        self.engine = Engine([self._model], ladder=processors(device)[:1], chunk=batch, backend="auto", encode=self._run)
+        ladder = processors(device)[:1]
+        self.engine = Engine([self._model], ladder=ladder, chunk=batch, backend="auto", encode=self._run)
         self._costly_decide = self._model.on(Processor(device="cpu", bf16=False)).costly_decide
         self.engine.warm_up()
 

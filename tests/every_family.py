@@ -58,7 +58,6 @@ EVERY: dict[str, ModelCard] = {
     "resnet-3d whole": _card("resnet_3d", {"depth": 12}, Preprocessing.full_range(size=32)),
     "resnet-3d five": _card("resnet_3d", {"depth": 5, "per_slice": True}, Preprocessing.full_range(size=32)),
     "classifier": _card("classifiers", {}, EQUALISED, labels=("any",)),
-    "classifier resnet50": _card("classifiers", {"trunk": "resnet50", "labels": 6}, EQUALISED),
     "classifier densenet121": _card("classifiers", {"trunk": "densenet121", "labels": 6}, EQUALISED),
     "classifier alexnet": _card("classifiers", {"trunk": "alexnet", "labels": 6}, EQUALISED),
 }
@@ -79,7 +78,7 @@ def network_of(name: str) -> ScanModel:
     card = EVERY[name]
     network = a_network(card)
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
             layer.train()
             layer.momentum = None
     with torch.no_grad():
