@@ -135,7 +135,8 @@ class ReadSection(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     workers: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
-    batch: Annotated[int, Field(ge=1)] = 8
+    backend: Literal["auto", "torch", "compile", "openvino"] = "auto"
+    batch: Annotated[int, Field(ge=1)] | None = None
     combine: Literal["any_of", "all_of"] = "any_of"
     encode_on_arrival: bool = True
     cache_mb: Annotated[int, Field(ge=1)] = 512

@@ -16,9 +16,11 @@ from rich.progress import Progress
 from db.schema import now
 from inference import importing
 from inference.card import ModelError
+from inference.decoding import Stored
+from inference.device import keep_freed_memory
 from inference.result import Completeness, StudyResult
 from inference.series import Criteria, facts, select
-from inference.study import Stored, StudyReader
+from inference.study import StudyReader
 from node import __version__, reading
 from node.config import Settings
 from node.errors import ConfigError
@@ -46,6 +48,7 @@ def infer(folder: Path, *, settings: Settings, sr: Path | None, progress: Progre
         raise ConfigError(f"{folder}: no DICOM file with a Study Instance UID")
     if sr is not None and len(studies) > 1:
         raise ConfigError(f"{folder} holds {len(studies)} studies; --sr takes one")
+    keep_freed_memory()
     reader = reading.reader_of(settings, reading.engine_of(settings))
     results = [_read(reader, uid, stored, settings, progress) for uid, stored in sorted(studies.items())]
     if sr is not None:

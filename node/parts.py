@@ -61,8 +61,11 @@ def worker_count(settings: Settings) -> int:
     """The configured number, else one for each NVIDIA device, else one. Asks the system, so that torch stays out."""
     if settings.read.workers is not None:
         return settings.read.workers
-    found = len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
-    return max(1, found) if settings.read.device == "auto" else 1
+    return max(1, _nvidia_devices()) if settings.read.device == "auto" else 1
+
+
+def _nvidia_devices() -> int:
+    return len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
 
 
 def open_database(settings: Settings) -> Database:
@@ -173,13 +176,17 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
 
     keep_freed_memory()
     name = f"work-{number}"
-    several = settings.read.device == "auto" and worker_count(settings) > 1 and NVIDIA_DEVICES.is_dir()
-    engine = readers.engine_of(settings, device=f"cuda:{number}" if several else None)
+    engine = readers.engine_of(settings, **_share_of(settings, number=number))
     engine.warm_up()
     database = open_database(settings)
     with database.read() as tx:
         before = heartbeats.find(tx, name)
-    detail = {"device": engine.processor.device, "precision": engine.processor.precision, "models": list(engine.cards)}
+    detail = {
+        "device": engine.processor.device,
+        "precision": engine.processor.precision,
+        "backends": engine.backends,
+        "models": list(engine.cards),
+    }
     worker = Worker(
         database=database,
         settings=settings,
@@ -188,9 +195,12 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
         part=name,
         detail=detail,
         avoid=before.detail.get("encoding") if before else None,
+        workers=worker_count(settings),
     )
     with alive(database, name=name, kind="work", detail=detail):
         log().info("ready", **detail)
+        for condition in engine.conditions:
+            log().warning("not_as_configured", condition=condition)
         worker.run(stop)
     database.close()
 
@@ -252,6 +262,18 @@ def _taking(settings: Settings, database: Database, storing: Service, *, sender:
                 associations.ended(tx, association_id=key, outcome=outcome)
 
     return listening
+
+
+def _share_of(settings: Settings, *, number: int) -> dict[str, Any]:
+    """Which of several devices this worker uses, or what part of the CPU; nothing where the configuration says so."""
+    workers, devices = worker_count(settings), _nvidia_devices()
+    if settings.read.device == "auto" and devices:
+        return {"device": f"cuda:{number % devices}"} if workers > 1 else {}
+    if workers == 1 or settings.read.threads is not None:
+        return {}
+    from inference.device import usable_threads
+
+    return {"threads": max(1, usable_threads() // workers)}
 
 
 @contextmanager

@@ -22,14 +22,23 @@ def directory_of(weights: str) -> Path:
     return Path(weights) if "/" in weights else PACKAGED / weights
 
 
-def engine_of(settings: Settings, *, device: str | None = None) -> Engine:
-    """The engine with every configured model. Raises ``StartError`` naming the directory and what is wrong with it."""
+def engine_of(settings: Settings, *, device: str | None = None, threads: int | None = None) -> Engine:
+    """The engine with every configured model, on this device and with so many threads where they are not as configured.
+
+    Raises ``StartError`` naming the directory and what is wrong with it, or the device or backend that is missing.
+    """
     read = settings.read
     directories = {name: directory_of(model.weights) for name, model in read.models.items()}
     if not directories:
         raise StartError("no model is configured under [read.models]")
     try:
-        engine = Engine.load(directories, device=device or read.device, threads=read.threads, chunk=read.batch)
+        engine = Engine.load(
+            directories,
+            device=device or read.device,
+            threads=threads or read.threads,
+            chunk=read.batch,
+            backend=read.backend,
+        )
     except ModelError as error:
         raise StartError(str(error)) from error
     return engine

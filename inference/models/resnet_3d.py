@@ -143,6 +143,11 @@ class Resnet3d(ScanModel):
         self.dropout = nn.Dropout(config.dropout)
         self.classify = nn.Linear(WIDTHS[-1], config.labels)
 
+    @property
+    def costly_shape(self) -> tuple[int, ...]:
+        """The shape of one volume: (1, depth, size, size)."""
+        return (self.channels, self.depth, self.size, self.size)
+
     def encode(self, images: Tensor) -> Tensor:
         """Descriptors (n, size²), float16: the images themselves."""
         return images.flatten(1).to(self.descriptor_type)

@@ -46,6 +46,11 @@ class ScanModel(nn.Module, ABC):
     costly_decide: bool = False
     memory_format: torch.memory_format = torch.channels_last
 
+    @property
+    def costly_shape(self) -> tuple[int, ...]:
+        """The shape of one of the images that the costly part sees: (channels, size, size)."""
+        return (self.channels, self.size, self.size)
+
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Descriptors (n, descriptor_size) of n images (n, channels, size, size), each independent of the others."""

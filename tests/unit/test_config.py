@@ -27,7 +27,7 @@ def test_the_file_in_the_repository_shows_the_defaults() -> None:
 
 def test_the_file_in_the_repository_names_every_key_that_has_a_single_default() -> None:
     shown = tomllib.loads((ROOT / "node.toml").read_text(encoding="utf-8"))
-    optional = {("read", "workers"), ("read", "threads"), ("read", "models"), ("flag", "ups")}
+    optional = {("read", "workers"), ("read", "threads"), ("read", "batch"), ("read", "models"), ("flag", "ups")}
     optional |= {("flag", "retrieve_ae_title")}
     optional |= {("deliver", "destinations"), ("deliver", "availability"), ("query", "move_destinations")}
     for name, field in Settings.model_fields.items():
