@@ -138,7 +138,7 @@ def _decoded(dataset: Dataset, layout: Layout, syntax: UID, index: int) -> Frame
     except NotImplementedError as error:
         raise UnreadablePixels(f"the transfer syntax {syntax.name} cannot be decoded") from error
     try:
-        pixels, _ = decoder.as_array(dataset, index=index, raw=True, decoding_plugin=_plugin(syntax))
+        pixels, _ = decoder.as_array(dataset, index=index, raw=True, decoding_plugin=plugin_of(syntax))
     except PARSER_ERRORS as error:
         raise UnreadablePixels(f"the {syntax.name} pixels cannot be decoded") from error
     except BaseException as error:
@@ -161,7 +161,8 @@ def _refuse_open_ended(dataset: Dataset, layout: Layout, syntax: UID, index: int
         raise UnreadablePixels(f"the {syntax.name} pixels cannot be decoded: they are cut off")
 
 
-def _plugin(syntax: UID) -> str:
+def plugin_of(syntax: UID) -> str:
+    """The one decoder that is trusted with a compressed transfer syntax, by pydicom's name for it."""
     if syntax in JPEGLSTransferSyntaxes:
         return "pyjpegls"
     return "pylibjpeg" if syntax == RLELossless or syntax in JPEG2000TransferSyntaxes else "gdcm"

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
 
 from pydicom import Dataset
 from pynetdicom import evt
 from pynetdicom.events import Event
 
-from db import catalog, holdings
-from db.dicom_json import Attributes, data_set, dataset_of, first, tag_of, values
+from db.dicom_json import Attributes, data_set, dataset_of, tag_of
 from db.engine import Database
-from db.holdings import Selection, StudyHeld
-from db.matching import Pairs, matches, projected
+from db.matching import projected
 from node.dimse import COMMENT_LENGTH, SYNTAXES, Answered, attributes_of, report_failure
 from node.errors import QueryRefused
-from node.query.archive import (
-    DATE_WITH_TIME,
-    FINDS,
-    MODELS,
-    agreed,
-    check_path,
-    image_attributes,
-    known,
-    level_of,
-    negotiated,
-    patient_attributes,
-    series_attributes,
-    study_attributes,
-)
+from node.query.archive import DATE_WITH_TIME, FINDS, MODELS, agreed, check_path, known, level_of, negotiated
 from node.query.characters import speak
+from node.query.entities import Query, matching
 from node.service import Service
 
 SUCCESS, PENDING, PENDING_WITHOUT_SOME_KEYS, CANCELLED = 0x0000, 0xFF00, 0xFF01, 0xFE00
 OUT_OF_RESOURCES, UNABLE = 0xA700, 0xC000
 
-STUDIES_AT_ONCE = 50
-IMAGES_AT_ONCE = 500
 _ABOUT_THE_ANSWER = frozenset(map(tag_of, ("QueryRetrieveLevel", "RetrieveAETitle", "InstanceAvailability")))
 _COUNTED = frozenset(
     tag_of(f"NumberOf{level}RelatedInstances") for level in ("Patient", "Study", "Series")
@@ -56,14 +39,11 @@ class _Archive:
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """A query as it was understood. `keys` are those that are supported, `left_out` whether there were others."""
+    """A query as it was understood; `left_out` says that it had keys which are not supported."""
 
-    level: str
-    keys: Attributes
+    query: Query
     wanted: Attributes
     left_out: bool
-    pairs: Pairs
-    counted: bool
     character_sets: list[str]
 
 
@@ -93,7 +73,7 @@ def find(event: Event, archive: _Archive) -> Iterator[Answered]:
     """Answers C-FIND: each match as it is found; then success, or why the answer is not all there is."""
     try:
         asked = _understood(event)
-        for number, match in enumerate(_matching(asked, archive)):
+        for number, match in enumerate(matching(asked.query, archive.database)):
             if event.is_cancelled:
                 yield CANCELLED, None
                 return
@@ -126,12 +106,14 @@ def _understood(event: Event) -> _Asked:
     supported = known(model, level=level)
     wanted = {tag: element for tag, element in given.items() if tag not in _ABOUT_THE_ANSWER}
     return _Asked(
-        level=level,
-        keys={tag: element for tag, element in wanted.items() if tag in supported},
+        query=Query(
+            level=level,
+            keys={tag: element for tag, element in wanted.items() if tag in supported},
+            counted=bool(_COUNTED & wanted.keys()),
+            pairs=DATE_WITH_TIME if terms.combined_date_time else (),
+        ),
         wanted=wanted,
         left_out=not wanted.keys() <= supported | {tag_of("TimezoneOffsetFromUTC")},
-        pairs=DATE_WITH_TIME if terms.combined_date_time else (),
-        counted=bool(_COUNTED & wanted.keys()),
         character_sets=_character_sets(identifier),
     )
 
@@ -141,70 +123,8 @@ def _character_sets(identifier: Dataset) -> list[str]:
     return [named] if isinstance(named, str) else [str(name) for name in named]
 
 
-def _matching(asked: _Asked, archive: _Archive) -> Iterator[Attributes]:
-    entities = {"PATIENT": _patients, "STUDY": _studies, "SERIES": _series, "IMAGE": _images}[asked.level]
-    return (e for e in entities(asked, archive) if matches(asked.keys, e, pairs=asked.pairs))
-
-
-def _held(asked: _Asked, archive: _Archive, *, by_patient: bool = False) -> Iterator[StudyHeld]:
-    """The studies that may match. No transaction is open while an answer is on its way."""
-    with archive.database.read() as tx:
-        uids = iter(catalog.candidates(tx, asked.keys, by_patient=by_patient))
-    while some := list(islice(uids, STUDIES_AT_ONCE)):
-        with archive.database.read() as tx:
-            held = holdings.studies_of(tx, some, counted=asked.counted)
-        yield from held
-
-
-def _patients(asked: _Asked, archive: _Archive) -> Iterator[Attributes]:
-    for _, studies in groupby(_held(asked, archive, by_patient=True), key=_patient_of):
-        yield patient_attributes(studies)
-
-
-def _patient_of(held: StudyHeld) -> tuple[str, str]:
-    """Who is one patient; without an identifier nobody says that two studies are of the same."""
-    patient_id = str(first(held.header, tag_of("PatientID")) or "").strip()
-    return (patient_id, "" if patient_id else held.study_uid)
-
-
-def _studies(asked: _Asked, archive: _Archive) -> Iterator[Attributes]:
-    return map(study_attributes, _held(asked, archive))
-
-
-def _series(asked: _Asked, archive: _Archive) -> Iterator[Attributes]:
-    for study in _held(asked, archive):
-        with archive.database.read() as tx:
-            held = holdings.series_of(tx, [study.study_uid], counted=asked.counted)
-        yield from (study_attributes(study) | series_attributes(series) for series in held)
-
-
-def _images(asked: _Asked, archive: _Archive) -> Iterator[Attributes]:
-    wanted = tuple(str(uid).strip() for uid in values(asked.keys, tag_of("SOPInstanceUID")))
-    for study in _held(asked, archive):
-        with archive.database.read() as tx:
-            series = {
-                s.series_uid: series_attributes(s) for s in holdings.series_of(tx, [study.study_uid], counted=False)
-            }
-        above = study_attributes(study)
-        of = [uid for uid, held in series.items() if matches(_only(asked.keys, "SeriesInstanceUID"), held)]
-        selection = Selection(study_uids=(study.study_uid,), series_uids=tuple(of), sop_instance_uids=wanted)
-        last = 0
-        while of:
-            with archive.database.read() as tx:
-                page = holdings.page(tx, selection, after_seq=last, limit=IMAGES_AT_ONCE)
-            if not page:
-                break
-            last = page[-1].seq
-            yield from (above | series[held.series_uid] | image_attributes(held) for held in page)
-
-
-def _only(keys: Attributes, keyword: str) -> Attributes:
-    tag = tag_of(keyword)
-    return {tag: keys[tag]} if tag in keys else {}
-
-
 def _answer(match: Attributes, asked: _Asked, archive: _Archive) -> Dataset:
-    told = projected(asked.wanted, match, pairs=asked.pairs) | data_set(
-        QueryRetrieveLevel=asked.level, RetrieveAETitle=archive.ae_title, InstanceAvailability="ONLINE"
+    told = projected(asked.wanted, match, pairs=asked.query.pairs) | data_set(
+        QueryRetrieveLevel=asked.query.level, RetrieveAETitle=archive.ae_title, InstanceAvailability="ONLINE"
     )
     return speak(dataset_of(told), asked_in=asked.character_sets)

@@ -61,6 +61,8 @@ class StoreRequest:
     data: BytesIO | Spooled
     """In memory, which is not copied but while the kernel writes it; or in a file (see `Intake.spool`), which becomes
     the archive's own or is removed, whatever the answer."""
+    study_uid: str = ""
+    """The only study of which the object may be; empty where the sender named none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +196,8 @@ class Intake:
             raise DataSetMismatch("the data set has another SOP Class UID")
         if request.sop_instance_uid != described.sop_instance_uid:
             raise DataSetMismatch("the data set has another SOP Instance UID")
+        if request.study_uid and request.study_uid != described.study_uid:
+            raise DataSetMismatch("the data set is of another study")
         return described
 
     def _written(self, arrived: _Arrived, described: Described) -> Entry:

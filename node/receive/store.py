@@ -46,7 +46,12 @@ VERIFICATION = "1.2.840.10008.1.1"
 
 
 def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
-    """Storage and Verification, ready to be listened for; the archive is prepared.
+    """Storage and Verification, ready to be listened for; parameters as `intake_of`."""
+    return service_of(intake_of(settings=settings, database=database, facts=facts))
+
+
+def intake_of(*, settings: Settings, database: Database, facts: Facts) -> Intake:
+    """What takes objects into the configured archive, which is prepared.
 
     Parameters
     ----------
@@ -60,7 +65,7 @@ def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
     flush = settings.receive.flush
     archive = Archive(root=settings.archive, files=Files(flush=flush))
     archive.prepare()
-    return service_of(Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts, flush=flush))
+    return Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts, flush=flush)
 
 
 def service_of(intake: Intake) -> Service:
