@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PEERS := dcmtk orthanc dicom3tools libpixelmed-java default-jre-headless postgresql
+PEERS := dcmtk orthanc orthanc-dicomweb dicom3tools libpixelmed-java default-jre-headless postgresql
 DCMJS := dcmjs-dimse@0.3.3
 
 .DEFAULT_GOAL := help

@@ -128,6 +128,15 @@ def schedule(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
+def web(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run only the DICOMweb part: store, search, retrieve and the worklist over HTTP."""
+    from node import parts
+
+    settings = _settings(config_path, part="web")
+    _as_part(lambda: parts.web(settings, stop=_until_told()))
+
+
+@app.command()
 def work(
     config_path: ConfigOption = DEFAULT_CONFIG,
     number: Annotated[int, typer.Option(help="Which worker this is; with several CUDA devices, which device.")] = 0,

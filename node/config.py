@@ -216,6 +216,37 @@ class CommitmentSection(Section):
     tick: Seconds = 0.2
 
 
+class WebSection(Section):
+    """[web]: DICOMweb. Nothing listens unless a port is named; beyond this machine only with tokens."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    address: str = "127.0.0.1"
+    url: Annotated[str, Field(pattern=r"^(https?://[^/?#]+)?$")] = ""
+    tokens_file: Path | None = None
+    allow_anonymous: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
+    maximum_requests: Annotated[int, Field(ge=1)] = 64
+    maximum_results: Annotated[int, Field(ge=1)] = 1000
+    timeout: Seconds = 60
+    subscribers: tuple[AeTitle, ...] = ()
+
+    @pydantic.model_validator(mode="after")
+    def _is_guarded(self) -> WebSection:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key are named together")
+        if self.tokens_file is None and not self.allow_anonymous and not _is_loopback(self.address):
+            raise ValueError("who listens beyond this machine names a tokens_file, or says allow_anonymous = true")
+        return self
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 class LogSection(Section):
     """[log]: how much is said."""
 
@@ -240,6 +271,7 @@ class Settings(Section):
     archives: tuple[ArchiveSection, ...] = ()
 
     commitment: CommitmentSection = CommitmentSection()
+    web: WebSection = WebSection()
     log: LogSection = LogSection()
 
     @pydantic.model_validator(mode="after")
@@ -258,9 +290,9 @@ class Settings(Section):
                 raise ValueError(f"{key}: every name must be different")
             if ARCHIVE in names:
                 raise ValueError(f"{key}: the name {ARCHIVE!r} is the node's own archive")
-        titles = [subscriber.ae_title for subscriber in self.subscribers]
+        titles = [*(subscriber.ae_title for subscriber in self.subscribers), *self.web.subscribers]
         if len(titles) != len(set(titles)):
-            raise ValueError("subscribers: every ae_title must be different")
+            raise ValueError("subscribers, web.subscribers: every ae_title must be different")
         if self.assemble.count_from and self.assemble.count_from not in {a.name for a in self.archives}:
             raise ValueError(f"assemble.count_from: no [[archives]] is named {self.assemble.count_from!r}")
         return self
@@ -310,7 +342,12 @@ def _resolved(settings: Settings, folder: Path) -> Settings:
         for name, model in settings.read.models.items()
     }
     read = settings.read.model_copy(update={"models": models})
-    return settings.model_copy(update={"node": node, "read": read})
+    files = {
+        name: (folder / path).resolve() if (path := getattr(settings.web, name)) else None
+        for name in ("tokens_file", "certificate", "key")
+    }
+    web = settings.web.model_copy(update=files)
+    return settings.model_copy(update={"node": node, "read": read, "web": web})
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -10,7 +10,8 @@ HemonodeError
 ├── DeliveryError           something was not delivered this time; it is tried again
 │   ├── PeerUnreachable     no connection, no association, or it broke off
 │   └── PeerRefused         the far side answered with a failure status
-└── QueryRefused            a query or retrieval cannot be answered; carries the DIMSE status the asker is told
+├── QueryRefused            a query or retrieval cannot be answered; carries the DIMSE status the asker is told
+└── RequestRefused          an HTTP request cannot be answered; carries the HTTP status
 """
 
 from __future__ import annotations
@@ -75,3 +76,12 @@ class QueryRefused(HemonodeError):
         super().__init__(message)
         self.status = status
         self.tag = tag
+
+
+class RequestRefused(HemonodeError):
+    """An HTTP request cannot be answered. `status` is its HTTP status; the message holds no value of a data set."""
+
+    def __init__(self, message: str, *, status: int, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers

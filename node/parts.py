@@ -37,7 +37,7 @@ def serve(settings: Settings, *, config: Path, stop: threading.Event) -> None:
 
 
 def part_specs(settings: Settings) -> tuple[PartSpec, ...]:
-    """The receivers, one scheduler, and one worker for each device."""
+    """The receivers, one scheduler, one worker for each device, and DICOMweb where a port is named for it."""
     receivers = [
         PartSpec(name=receive_part(i), arguments=("receive", "--number", str(i)))
         for i in range(settings.receive.processes)
@@ -49,6 +49,7 @@ def part_specs(settings: Settings) -> tuple[PartSpec, ...]:
         *receivers,
         PartSpec(name="schedule", arguments=("schedule",)),
         *workers,
+        *([PartSpec(name="web", arguments=("web",))] if settings.web.port is not None else []),
     )
 
 
@@ -161,7 +162,7 @@ def schedule(settings: Settings, *, stop: threading.Event) -> None:
     from node.query import events
 
     database = open_database(settings)
-    events.start(database, subscribers=settings.subscribers)
+    events.start(database, subscribers=settings.subscribers, by_web=settings.web.subscribers)
     with alive(database, name="schedule", kind="schedule", detail={}):
         scheduler.run(scheduler.ticks(database, settings, stop=stop), stop=stop)
         events.stop(database, subscribers=settings.subscribers)
@@ -274,6 +275,22 @@ def _share_of(settings: Settings, *, number: int) -> dict[str, Any]:
     from inference.device import usable_threads
 
     return {"threads": max(1, usable_threads() // workers)}
+
+
+def web(settings: Settings, *, stop: threading.Event) -> None:
+    """The DICOMweb part has run until `stop` was set; requests were drained. Raises ``StartError``."""
+    from inference.series import facts
+    from node.web.server import WebServer
+
+    if settings.web.port is None:
+        raise StartError("[web] port names no port")
+    database = open_database(settings)
+    server = WebServer(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json())
+    server.start()
+    with alive(database, name="web", kind="web", detail={"port": server.port}):
+        stop.wait()
+        server.stop(grace_seconds=DRAIN_SECONDS)
+    database.close()
 
 
 @contextmanager

@@ -52,18 +52,20 @@ def send_due(
     return len(owed) - len(rest)
 
 
-def start(database: Database, *, subscribers: Collection[RemoteSection]) -> None:
-    """The subscribers learn that the node has started; those without an address in node.toml are subscribers no more.
+def start(database: Database, *, subscribers: Collection[RemoteSection], by_web: Collection[str] = ()) -> None:
+    """The subscribers learn that the node has started; those that node.toml does not name are subscribers no more.
+
+    `by_web` are the AE titles of those that come for their event reports over DICOMweb.
 
     Called once when the node starts (PS3.4 CC.2.4.3: SCP Status Change to all subscribers and a fallback list, which
     is the one in node.toml).
     """
-    known = {subscriber.ae_title for subscriber in subscribers}
+    known = {*(subscriber.ae_title for subscriber in subscribers), *by_web}
     with database.write() as tx:
         for ae_title in sorted({*subscriptions.subscribers(tx), *notifications.owed_to(tx)} - known):
             subscriptions.drop(tx, ae_title=ae_title, reason="no address in node.toml")
             log().warning("subscriber_dropped", ae_title=ae_title, reason="no address in node.toml")
-        subscriptions.announce(tx, status="RESTARTED", fallback=known)
+        subscriptions.announce(tx, status="RESTARTED", fallback={s.ae_title for s in subscribers})
 
 
 def stop(database: Database, *, subscribers: Collection[RemoteSection]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
@@ -128,14 +129,16 @@ def act(event: Event, node: _Worklist) -> Answered:
 def find(event: Event, node: _Worklist) -> Iterator[Answered]:
     """Answers C-FIND: the matching items in reading order (PS3.4 CC.2.8)."""
 
-    def listed(keys: Attributes) -> list[Attributes]:
-        with node.database.read() as tx:
-            items = worklist.in_reading_order(
-                tx, states=_only(keys, STATE), priorities=_only(keys, PRIORITY), uids=_only(keys, SOP_INSTANCE_UID)
-            )
-        return [item.attributes for item in items]
+    return found(event, functools.partial(listed, node.database))
 
-    return found(event, listed)
+
+def listed(database: Database, keys: Attributes) -> list[Attributes]:
+    """The items that `keys` may match, in reading order."""
+    with database.read() as tx:
+        items = worklist.in_reading_order(
+            tx, states=_only(keys, STATE), priorities=_only(keys, PRIORITY), uids=_only(keys, SOP_INSTANCE_UID)
+        )
+    return [item.attributes for item in items]
 
 
 def _only(keys: Attributes, tag: str) -> list[str] | None:
