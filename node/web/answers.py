@@ -79,8 +79,15 @@ def dicom_json(
 
 def base_url(request: Request) -> str:
     """The address under which clients reach these services: the configured one, else that of the request."""
-    origin = served(request).settings.web.url or f"{request.url.scheme}://{request.url.netloc}"
-    return f"{origin}{PREFIX}"
+    return (served(request).settings.web.url or _origin(request)) + PREFIX
+
+
+def _origin(request: Request) -> str:
+    # dicomweb-client leaves the port out of its Host header. Only a proxy listens on another port than this one.
+    port = request.scope["server"][1]
+    is_direct = not any(name.startswith("x-forwarded-") for name in request.headers)
+    url = request.url.replace(port=port) if request.url.port is None and is_direct else request.url
+    return f"{url.scheme}://{url.netloc}"
 
 
 def warning(request: Request, *texts: str) -> dict[str, str]:

@@ -87,7 +87,7 @@ def application(served: Served, *, tokens: Collection[str]) -> ASGIApp:
         Route(PREFIX + path, answer, methods=[method], name=f"{method} {path}") for method, path, answer in TRANSACTIONS
     ]
     routes.append(WebSocketRoute(PREFIX + EVENT_CHANNEL, channel.open_channel))
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={RequestRefused: _refused})
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={RequestRefused: _refused, Exception: _failed})
     app.state.served = served
     return Door(app, tokens=frozenset(tokens))
 
@@ -95,9 +95,15 @@ def application(served: Served, *, tokens: Collection[str]) -> ASGIApp:
 def _refused(_request: Any, refusal: Exception) -> Response:
     if not isinstance(refusal, RequestRefused):
         raise refusal
-    return JSONResponse(
-        {"status": refusal.status, "reason": str(refusal)}, status_code=refusal.status, headers=refusal.headers
-    )
+    return _reason(refusal.status, str(refusal), refusal.headers)
+
+
+def _failed(_request: Any, _error: Exception) -> Response:
+    return _reason(500, "internal error")
+
+
+def _reason(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"status": status, "reason": reason}, status_code=status, headers=headers)
 
 
 class Door:
@@ -121,7 +127,8 @@ class Door:
                 await _unauthorized(scope, receive, said.send)
         except Exception as error:  # noqa: BLE001 - the process's own boundary; what is raised may quote patient data
             log().error("web_request_failed", transaction=_transaction(scope), **failure(error))
-            await said.give_up(scope, receive)
+            if not said.is_whole:  # broken off, so that nobody takes it for whole
+                raise ConnectionError("the answer broke off") from None
         finally:
             say = log().debug if said.status < 400 else log().warning
             seconds = round(time.monotonic() - began, 3)
@@ -142,21 +149,16 @@ class _Said:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0
+        self.is_whole = False
 
     async def send(self, message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.status = int(message["status"])
         elif message["type"] == "websocket.accept":
             self.status = 101
+        elif message["type"] == "http.response.body":
+            self.is_whole = not message.get("more_body", False)
         await self._send(message)
-
-    async def give_up(self, scope: Scope, receive: Receive) -> None:
-        """An answer that has not begun is a failure; one that has is broken off, so that nobody takes it for whole."""
-        if self.status:
-            raise ConnectionError("the answer broke off")
-        if scope["type"] == "http":
-            answer = JSONResponse({"status": 500, "reason": "internal error"}, status_code=500)
-            await answer(scope, receive, self.send)
 
 
 async def _unauthorized(scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,7 +166,7 @@ async def _unauthorized(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008, "reason": ""})  # before it was accepted: HTTP 403
         return
     headers = {"WWW-Authenticate": "Bearer"}
-    await JSONResponse({"status": 401, "reason": "a token is needed"}, 401, headers)(scope, receive, send)
+    await _reason(401, "a token is needed", headers)(scope, receive, send)
 
 
 def _transaction(scope: Scope) -> str:

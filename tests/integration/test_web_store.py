@@ -76,8 +76,6 @@ def test_a_body_that_breaks_off_leaves_what_was_whole_and_an_association_that_wa
         )
         connection.sendall(head.encode() + sent)
         wait_until(lambda: len(stored(database)) == 1)
-    with database.read() as tx:
-        (sender,) = associations.of_study(tx, STUDY)
 
     def ended() -> str | None:
         with database.read() as tx:

@@ -30,6 +30,7 @@ def test_the_file_in_the_repository_names_every_key_that_has_a_single_default() 
     optional = {("read", "workers"), ("read", "threads"), ("read", "batch"), ("read", "models"), ("flag", "ups")}
     optional |= {("flag", "retrieve_ae_title")}
     optional |= {("deliver", "destinations"), ("deliver", "availability"), ("query", "move_destinations")}
+    optional |= {("web", key) for key in ("port", "tokens_file", "certificate", "key")}
     for name, field in Settings.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})  # [select] has docs/configuration.md instead
         assert {(name, key) for key in keys} - optional <= {(name, key) for key in shown.get(name, {})}, name
@@ -74,3 +75,27 @@ def test_a_mistake_is_answered_with_file_key_and_what_is_allowed(tmp_path: Path,
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file"):
         load(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("web", "why"),
+    [
+        ('port = 8080\naddress = "0.0.0.0"', "tokens_file"),
+        ('port = 8080\ncertificate = "a.pem"', "together"),
+        ('port = 8080\nurl = "pacs.example"', "url"),
+        ("port = 70000", "port"),
+        ('subscribers = ["A", "A"]', "ae_title"),
+    ],
+)
+def test_dicomweb_is_not_opened_by_accident(tmp_path: Path, web: str, why: str) -> None:
+    (tmp_path / "node.toml").write_text(f"[web]\n{web}\n")
+    with pytest.raises(ConfigError, match=why):
+        load(tmp_path / "node.toml")
+
+
+def test_dicomweb_listens_beyond_this_machine_with_tokens_or_when_told_to(tmp_path: Path) -> None:
+    for guarded in ('tokens_file = "tokens"', "allow_anonymous = true"):
+        (tmp_path / "node.toml").write_text(f'[web]\nport = 8080\naddress = "0.0.0.0"\n{guarded}\n')
+        loaded = load(tmp_path / "node.toml").web
+        assert loaded.tokens_file in (None, tmp_path / "tokens")
+    assert Settings().web.port is None
