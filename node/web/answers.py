@@ -28,7 +28,7 @@ _MULTIPART = "multipart/related"
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """One acceptable media type, in a multipart body that of its parts; `syntax` is a transfer syntax UID, * or empty."""
+    """One acceptable media type, of the parts where it is multipart. `syntax` is a transfer syntax UID, * or empty."""
 
     content: str
     multipart: bool

@@ -27,6 +27,9 @@ from node.web.served import Served, served, uid_in
 RETRY_SECONDS = "120"
 """A full disk is not emptied sooner."""
 
+LONGEST_BOUNDARY = 128
+"""RFC 2046 5.1.1 allows 70 characters; Orthanc sends 73."""
+
 
 def store(request: Request) -> Response:
     """Answers POST on /studies and /studies/{study}, after everything that it calls stored is durable.
@@ -57,7 +60,7 @@ def _boundary(request: Request) -> str:
     if name != "multipart/related" or parameters.get("type", DICOM).lower() != DICOM:
         raise RequestRefused(f'expected multipart/related; type="{DICOM}"', status=415)
     boundary = parameters.get("boundary", "")
-    if not 1 <= len(boundary) <= 70 or not boundary.isascii():  # RFC 2046 5.1.1
+    if not 1 <= len(boundary) <= LONGEST_BOUNDARY or not boundary.isascii():
         raise RequestRefused("the multipart body has no boundary", status=400)
     return boundary
 

@@ -20,7 +20,7 @@ from node.web.server import WebServer, tokens_in
 from tests.receiving import a_slice, part_10, settings_of
 from tests.web_node import Web, web_node
 
-TOKEN = "correct horse battery staple"
+TOKEN = "correct horse battery staple"  # noqa: S105
 
 
 @pytest.fixture
