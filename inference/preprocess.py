@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from inference.image_place import ImagePlace
 from inference.result import Json
 
 BRAIN = (40.0, 80.0)
@@ -191,6 +192,19 @@ def resample_masks(
     `masks` has shape (n, c, rows, columns), any numeric type.
     """
     return _resample(masks.float(), _cuts(hu, pixel_spacing, preprocessing), preprocessing.size)
+
+
+def image_places(
+    hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing
+) -> list[ImagePlace]:
+    """Where on each of the slices `hu` the image lies that `prepare` makes of it."""
+    shape = (hu.shape[1], hu.shape[2])
+    cuts = _cuts(hu, pixel_spacing, preprocessing)
+    return [
+        ImagePlace(shape=shape, corner=cut.corner, extent=(preprocessing.size * rows, preprocessing.size * columns))
+        for cut in cuts
+        for rows, columns in (cut.step,)
+    ]
 
 
 def brain_fraction(hu: Tensor) -> Tensor:
