@@ -264,7 +264,17 @@ def requeue(
 def infer(
     folder: Annotated[Path, typer.Argument(help="A folder (or file) with DICOM images of one or more studies.")],
     config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model's name, packaged weights or a directory; may be given several times."),
+    ] = None,
     sr: Annotated[Path | None, typer.Option(help="Write the Structured Report here (one study only).")] = None,
+    seg: Annotated[
+        Path | None, typer.Option(help="Write what masks outline as DICOM Segmentation, for research.")
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Write pictures of where each model looked here, for research.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read a folder without a node: what would be read, what the models say, and why."""
@@ -273,8 +283,10 @@ def infer(
     settings = _settings(config_path, part="infer") if config_path else Settings()
     if config_path is None:
         log.configure(level="warning", part="infer")
+    settings = offline.with_models(settings, model or ())
+    wanted = offline.Wanted(sr=sr, seg=seg, overlay=overlay)
     with _progress(disable=as_json) as progress:
-        results = offline.infer(folder, settings=settings, sr=sr, progress=progress)
+        results = offline.infer(folder, settings=settings, wanted=wanted, progress=progress)
     facts = [result.to_json() for result in results]
     _print(facts, Group(*map(tables.offline, facts)), as_json=as_json)
 

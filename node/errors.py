@@ -7,9 +7,10 @@ HemonodeError
 │   ├── OutOfResources      A700  PS3.4 B.2.3, "Refused: Out of resources"
 │   ├── DataSetMismatch     A900  PS3.4 B.2.3, "Error: Data Set does not match SOP Class"
 │   └── CannotUnderstand    C000  PS3.4 B.2.3, "Error: Cannot understand"
-└── DeliveryError           something was not delivered this time; it is tried again
-    ├── PeerUnreachable     no connection, no association, or it broke off
-    └── PeerRefused         the far side answered with a failure status
+├── DeliveryError           something was not delivered this time; it is tried again
+│   ├── PeerUnreachable     no connection, no association, or it broke off
+│   └── PeerRefused         the far side answered with a failure status
+└── NoSegmentation          these models or images allow no DICOM Segmentation
 """
 
 from __future__ import annotations
@@ -65,3 +66,7 @@ class PeerRefused(DeliveryError):
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NoSegmentation(HemonodeError):
+    """These models or images allow no DICOM Segmentation; the message says why."""

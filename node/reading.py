@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import inference
-from inference.card import ModelCard, ModelError, read_card
+from inference.card import CARD_FILE, ModelCard, ModelError, read_card
 from inference.decision import Combination
 from inference.engine import Engine
 from inference.result import ANY
@@ -20,6 +20,11 @@ PACKAGED = Path(inference.__file__).parent / "weights"
 def directory_of(weights: str) -> Path:
     """The directory that a model section's `weights` names: the site's own, or for a bare name the packaged one."""
     return Path(weights) if "/" in weights else PACKAGED / weights
+
+
+def packaged() -> tuple[Path, ...]:
+    """The directories of the weights that travel with Hemonode."""
+    return tuple(sorted(path.parent for path in PACKAGED.glob(f"*/{CARD_FILE}")))
 
 
 def engine_of(settings: Settings, *, device: str | None = None) -> Engine:

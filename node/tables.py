@@ -151,7 +151,12 @@ def _reading(reading: Mapping[str, Any]) -> Table:
         for finding in reading["findings"]
     ]
     columns = {"label": "finding", "present": "", "score": "score", "threshold": "at or above", "scale": ""}
-    return table(rows, columns, title=title)
+    made = table(rows, columns, title=title)
+    if volume := reading.get("volume"):
+        made.caption = (
+            f"outlined: {volume['ml']:.1f} ml ({volume['low_ml']:.1f} to {volume['high_ml']:.1f}), for research"
+        )
+    return made
 
 
 def _scale(finding: Mapping[str, Any]) -> str:
