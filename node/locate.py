@@ -11,6 +11,7 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from db.schema import now
 from inference.attention import INSIDE, Kind, Looking, ScanMaps, StoredSlices
 from inference.card import ModelError
 from inference.result import Outcome, StudyResult
@@ -21,7 +22,10 @@ from node.config import Settings
 from node.errors import StartError
 from node.reading import directory_of
 from node.report.content import Device
+from node.report.filing import write_durably
+from node.report.identifiers import segmentation_path
 from node.report.segmentation import Outline, Plane, build
+from node.report.sr import to_bytes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,12 +90,24 @@ class Locator:
         planes = _planes(located, stored) if outlines else []
         return build(result, outlines, planes=planes, made_at=made_at, device=device_of(self._settings))
 
-    def positive(self, result: StudyResult, stored: Sequence[Stored]) -> Located | None:
-        """As `locate`, but only of a positive study, and only by the models that found something in it."""
-        finding = tuple(r for r in result.readings if r.findings and r.findings[0].present)
-        if result.outcome is not Outcome.POSITIVE or not any(r.name in self._looking for r in finding):
-            return None
-        return self.locate(replace(result, readings=finding), stored)
+    def filed(self, result: StudyResult, stored: Sequence[Stored]) -> tuple[StudyResult, bool]:
+        """Of a positive study: the result with volumes, and a segmentation filed in the archive (once).
+
+        Only models that found something and draw masks are asked. Returns whether a segmentation was filed; one in
+        which nothing is outlined is not.
+        """
+        finding = tuple(r for r in result.readings if r.name in self._looking and r.findings[0].present)
+        asked = replace(result, readings=finding)
+        located = self.locate(asked, stored) if finding and result.outcome is Outcome.POSITIVE else None
+        if located is None:
+            return result, False
+        result = located.with_volumes(result)
+        if not any(reading.volume and reading.volume.ml for reading in result.readings):
+            return result, False
+        path = segmentation_path(self._settings.archive, study_uid=result.study_uid, revision=result.revision)
+        if not path.exists():
+            write_durably(path, to_bytes(self.segmentation(asked, located, stored, made_at=now())))
+        return result, True
 
 
 def device_of(settings: Settings) -> Device:

@@ -25,7 +25,7 @@ from node import overlay, reading
 from node.config import ModelSection, Settings
 from node.errors import ConfigError, NoSegmentation, StartError
 from node.locate import Locator, device_of
-from node.report.content import key_slice_uids
+from node.report.content import DEMONSTRATION, FOR_RESEARCH, key_slice_uids
 from node.report.sr import build, to_bytes
 
 
@@ -86,7 +86,8 @@ def _located(
         wanted.seg.write_bytes(to_bytes(locator.segmentation(result, located, stored, made_at=now())))
     if wanted.overlay is not None:
         for one in result.readings:
-            overlay.write(wanted.overlay, one, located.maps[one.name], located.slices)
+            warning = DEMONSTRATION if one.demonstration else FOR_RESEARCH
+            overlay.write(wanted.overlay, one, located.maps[one.name], located.slices, warning=warning)
     return result
 
 

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageOps
 from inference.attention import Kind, ScanMaps
 from inference.place import ScanSlice
 from inference.result import ModelReading
-from node.report.content import DEMONSTRATION, FOR_RESEARCH
 
 BRAIN_HU = (0.0, 80.0)
 STRIP = 44
@@ -26,17 +25,22 @@ STRONGEST = 0.65
 _KINDS = {Kind.MASK: "mask trained as a segmentation", Kind.GRAD_CAM: "Grad-CAM: what raised the score, no outline"}
 
 
-def write(folder: Path, reading: ModelReading, maps: ScanMaps, slices: Iterable[ScanSlice]) -> list[Path]:
-    """A PNG of every slice in ``folder/model``, numbered from feet to head, and one sheet of all beside them."""
+def write(
+    folder: Path, reading: ModelReading, maps: ScanMaps, slices: Iterable[ScanSlice], *, warning: str
+) -> list[Path]:
+    """A PNG of every slice in ``folder/model``, numbered from feet to head, and one sheet of all beside them.
+
+    `warning` stands on each of them.
+    """
     target = folder / reading.name
     target.mkdir(parents=True, exist_ok=True)
     written, small = [], []
     for number, (picture, lines) in enumerate(_pictures(reading, maps, slices), start=1):
         small.append(ImageOps.contain(picture, (SHEET_SIDE, SHEET_SIDE)))
         written.append(target / f"{number:04d}.png")
-        _labelled(picture, lines).save(written[-1])
+        _labelled(picture, [*lines, warning]).save(written[-1])
     written.append(folder / f"{reading.name}.png")
-    _sheet(small, _said_of(reading, maps)).save(written[-1])
+    _sheet(small, [_said_of(reading, maps), warning]).save(written[-1])
     return written
 
 
@@ -47,7 +51,7 @@ def _pictures(
     for seen, piece in zip(maps.slices, slices, strict=True):
         score = scores.get((piece.sop_instance_uid, piece.frame), {}).get(maps.label)
         said = f"{seen.place.position_mm:.1f} mm" + ("" if score is None else f", {maps.label} {score:.2f}")
-        yield Image.fromarray(coloured(piece.hu, seen.on_slice())), [said, *_said_of(reading, maps)]
+        yield Image.fromarray(coloured(piece.hu, seen.on_slice())), [said, _said_of(reading, maps)]
 
 
 def coloured(hu: NDArray[np.int16], seen: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -61,9 +65,8 @@ def coloured(hu: NDArray[np.int16], seen: NDArray[np.floating]) -> NDArray[np.ui
     return eight_bit
 
 
-def _said_of(reading: ModelReading, maps: ScanMaps) -> list[str]:
-    warned = DEMONSTRATION if reading.demonstration else FOR_RESEARCH
-    return [f"{reading.name} {reading.version}, {maps.label}: {_KINDS[maps.kind]}", warned]
+def _said_of(reading: ModelReading, maps: ScanMaps) -> str:
+    return f"{reading.name} {reading.version}, {maps.label}: {_KINDS[maps.kind]}"
 
 
 def _labelled(picture: Image.Image, lines: list[str]) -> Image.Image:

@@ -148,6 +148,7 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
     """One worker has run until `stop` was set. Raises ``StartError`` when a model or the device cannot be had."""
     from inference.device import keep_freed_memory
     from node import reading as readers
+    from node.locate import Locator
     from node.worker import Worker
 
     keep_freed_memory()
@@ -155,6 +156,8 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
     several = settings.read.device == "auto" and worker_count(settings) > 1 and NVIDIA_DEVICES.is_dir()
     engine = readers.engine_of(settings, device=f"cuda:{number}" if several else None)
     engine.warm_up()
+    locations = settings.report.locations
+    locator = Locator.load(settings, device=engine.processor.device, masks_only=True) if locations else None
     database = open_database(settings)
     with database.read() as tx:
         before = heartbeats.find(tx, name)
@@ -166,6 +169,7 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
         name=f"{name}@{os.uname().nodename}:{os.getpid()}",
         part=name,
         detail=detail,
+        locator=locator,
         avoid=before.detail.get("encoding") if before else None,
     )
     with alive(database, name=name, kind="work", detail=detail):

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from inference.result import Completeness, StudyResult
 from inference.study import Stored, StudyReader
 from node.conclude import conclude
 from node.config import Settings
+from node.locate import Locator
 from node.log import log
 
 ARRIVALS_AT_ONCE = 8
@@ -42,6 +44,8 @@ class Worker:
         The holder of its leases, another for every process; its name among the parts, the same after a restart.
     detail : dict
         What the worker says of itself among the node's parts: device, precision, models.
+    locator : Locator, optional
+        Where a site, for research, wants to know where the models looked.
     avoid : str, optional
         A study over which the worker before this one died: its slices are not encoded early.
     """
@@ -55,6 +59,7 @@ class Worker:
         name: str,
         part: str,
         detail: dict[str, Any],
+        locator: Locator | None = None,
         avoid: str | None = None,
     ) -> None:
         self._database = database
@@ -63,6 +68,7 @@ class Worker:
         self._name = name
         self._part = part
         self._detail = detail
+        self._locator = locator
         self._avoid = avoid
         self._lease = dt.timedelta(seconds=settings.read.lease)
         self._seen: dict[str, list[Stored]] = {}
@@ -101,26 +107,38 @@ class Worker:
         said = log().bind(study_uid=job.study_uid, revision=job.revision, attempt=job.attempts)
         try:
             with self._held(job):
-                result = self._read(job)
+                result, segmented = self._read(job)
             with self._database.write() as tx:
-                conclude(tx, job, result, self._settings)
+                conclude(tx, job, result, self._settings, segmented=segmented)
             said.info("result", outcome=result.outcome.value, reason=result.reason, **_milliseconds(result))
         except LeaseLost as error:
             said.warning("lease_lost", error=str(error))
         except Exception as error:  # noqa: BLE001 the job's boundary: whatever it was, the queue goes on
             self._fail(job, error)
 
-    def _read(self, job: Job) -> StudyResult:
+    def _read(self, job: Job) -> tuple[StudyResult, bool]:
+        """The result, and whether a segmentation was filed beside it."""
         with self._database.read() as tx:
             study = studies.find(tx, job.study_uid)
             stored = instances.of_study(tx, job.study_uid, up_to_revision=job.revision)
         completeness = (study.completeness if study else None) or {"complete": False, "reason": "no verdict was stored"}
-        return self._reader.read(
+        found = self._stored(stored)
+        result = self._reader.read(
             study_uid=job.study_uid,
             revision=job.revision,
-            instances=self._stored(stored),
+            instances=found,
             completeness=Completeness.from_json(completeness),
         )
+        return self._located(self._locator, result, found) if self._locator else (result, False)
+
+    def _located(self, locator: Locator, result: StudyResult, found: Sequence[Stored]) -> tuple[StudyResult, bool]:
+        """The result with volumes, and whether a segmentation was filed beside it."""
+        try:
+            return locator.filed(result, found)
+        except Exception as error:  # noqa: BLE001 no study waits, or fails, for what is only for research
+            log().warning("not_located", study_uid=result.study_uid, error=f"{type(error).__name__}: {error}")
+            warning = f"volume and locations could not be made: {type(error).__name__}"
+            return replace(result, warnings=(*result.warnings, warning)), False
 
     def _fail(self, job: Job, error: Exception) -> None:
         told = "".join(traceback.format_exception(error))
