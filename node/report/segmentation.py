@@ -24,6 +24,7 @@ from node.report import codes
 from node.report.content import DEMONSTRATION, FOR_RESEARCH, MANUFACTURER, Device, printable
 from node.report.identifiers import (
     IMPLEMENTATION_CLASS_UID,
+    derived_uid,
     segmentation_series_uid,
     segmentation_uid,
     tracking_uid,
@@ -102,12 +103,12 @@ def build(
         content_label=CONTENT_LABEL,
         content_description="For research, not for clinical use",
         omit_empty_frames=bool(pixels.any()),
-        pixel_measures=_measures(first),
+        pixel_measures=_measures(images),
         series_description=_description(result),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     document.update(subject_of(planes[0].image))
-    _dated(document, made_at)
+    _as_always(document, result, made_at)
     document.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     document.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return document
@@ -140,14 +141,15 @@ def _placed(image: Dataset) -> Dataset:
     return placed
 
 
-def _measures(image: Dataset) -> PixelMeasuresSequence | None:
-    """Of a single-frame image, whose Slice Thickness may be empty (PS3.3 table C.7-10)."""
-    if "NumberOfFrames" in image:
+def _measures(images: Sequence[Dataset]) -> PixelMeasuresSequence | None:
+    """Of single-frame images. Their Slice Thickness may be empty (PS3.3 C.7.6.2), ours may not: then it is the step."""
+    first, second = images[0], images[min(1, len(images) - 1)]
+    if "NumberOfFrames" in first:
         return None
-    thickness = image.get("SliceThickness")
+    step = np.subtract(*(np.array(image.ImagePositionPatient, dtype=float) for image in (second, first)))
     return PixelMeasuresSequence(
-        pixel_spacing=[float(value) for value in image.PixelSpacing],
-        slice_thickness=float(thickness) if thickness else None,
+        pixel_spacing=[float(value) for value in first.PixelSpacing],
+        slice_thickness=float(first.get("SliceThickness") or np.linalg.norm(step)),
     )
 
 
@@ -179,6 +181,12 @@ def _description(result: StudyResult) -> str:
     return f"DEMO WEIGHTS: {said}" if result.demonstration else said
 
 
-def _dated(document: Dataset, made_at: dt.datetime) -> None:
+def _as_always(document: Dataset, result: StudyResult, made_at: dt.datetime) -> None:
+    """What highdicom takes from the clock and from chance follows from the result and from when it was made."""
     document.InstanceCreationDate = document.ContentDate = document.SeriesDate = made_at.strftime("%Y%m%d")
     document.InstanceCreationTime = document.ContentTime = document.SeriesTime = made_at.strftime("%H%M%S.%f")
+    for equipment in document.ContributingEquipmentSequence:
+        equipment.ContributionDateTime = made_at.strftime("%Y%m%d%H%M%S.%f")
+    organization = derived_uid("seg-dimensions", result.study_uid, result.revision)
+    for item in (*document.DimensionOrganizationSequence, *document.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization
