@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from highdicom import AlgorithmIdentificationSequence, PixelMeasuresSequence
+from highdicom import AlgorithmIdentificationSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -103,7 +103,6 @@ def build(
         content_label=CONTENT_LABEL,
         content_description="For research, not for clinical use",
         omit_empty_frames=bool(pixels.any()),
-        pixel_measures=_measures(images),
         series_description=_description(result),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
@@ -121,7 +120,7 @@ def _images_and_pixels(planes: Sequence[Plane], outlines: Sequence[Outline]) -> 
     if planes[0].frame is None:
         if any((plane.image.Rows, plane.image.Columns) != marked.shape[1:3] for plane in planes):
             raise NoSegmentation("the images differ in size")
-        return [_placed(plane.image) for plane in planes], marked
+        return _with_thickness([_placed(plane.image) for plane in planes]), marked
     if len(uids) > 1:
         raise NoSegmentation("the slices lie in several multi-frame images")
     image = _placed(planes[0].image)
@@ -141,16 +140,13 @@ def _placed(image: Dataset) -> Dataset:
     return placed
 
 
-def _measures(images: Sequence[Dataset]) -> PixelMeasuresSequence | None:
-    """Of single-frame images. Their Slice Thickness may be empty (PS3.3 C.7.6.2), ours may not: then it is the step."""
-    first, second = images[0], images[min(1, len(images) - 1)]
-    if "NumberOfFrames" in first:
-        return None
-    step = np.subtract(*(np.array(image.ImagePositionPatient, dtype=float) for image in (second, first)))
-    return PixelMeasuresSequence(
-        pixel_spacing=[float(value) for value in first.PixelSpacing],
-        slice_thickness=float(first.get("SliceThickness") or np.linalg.norm(step)),
-    )
+def _with_thickness(images: list[Dataset]) -> list[Dataset]:
+    """Slice Thickness of an image may be empty (PS3.3 C.7.6.2), of a segmentation not: then it is the first step."""
+    ends = [np.array(image.ImagePositionPatient, dtype=float) for image in images[:2]]
+    for image in images:
+        if not image.get("SliceThickness"):
+            image.SliceThickness = f"{np.linalg.norm(ends[-1] - ends[0]) or 1:.6g}"
+    return images
 
 
 def _segment(number: int, reading: ModelReading, result: StudyResult) -> SegmentDescription:
