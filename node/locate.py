@@ -20,7 +20,7 @@ from inference.study import Stored
 from node import __version__
 from node.config import Settings
 from node.errors import StartError
-from node.reading import directory_of
+from node.reading import cards
 from node.report.content import Device
 from node.report.filing import write_durably
 from node.report.identifiers import segmentation_path
@@ -56,8 +56,9 @@ class Locator:
         """With every configured model, or with those that draw masks. Raises ``StartError``."""
         try:
             models = {
-                name: Looking.load(directory_of(model.weights), device=device)
-                for name, model in settings.read.models.items()
+                name: Looking.load(directory, device=device)
+                for name, (directory, card) in cards(settings).items()
+                if not card.preprocessing.header  # those look at nothing
             }
         except ModelError as error:
             raise StartError(str(error)) from error

@@ -85,7 +85,7 @@ def _located(
     if wanted.seg is not None:
         wanted.seg.write_bytes(to_bytes(locator.segmentation(result, located, stored, made_at=now())))
     if wanted.overlay is not None:
-        for one in result.readings:
+        for one in (found for found in result.readings if found.name in located.maps):
             warning = DEMONSTRATION if one.demonstration else FOR_RESEARCH
             overlay.write(wanted.overlay, one, located.maps[one.name], located.slices, warning=warning)
     return result
