@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
@@ -18,15 +19,21 @@ from rich.progress import Progress
 from db.schema import now
 from inference import importing
 from inference.card import CARD_FILE, ModelError, read_card
+from inference.errors import UnreadablePixels
+from inference.models.catalogue import PUBLISHED
+from inference.preprocess import Preprocessing, equalising_quantiles
 from inference.result import ANY, Completeness, StudyResult
 from inference.series import Criteria, facts, select
 from inference.study import Stored, StudyReader
+from inference.volume import read_slices
 from node import overlay, reading
 from node.config import ModelSection, Settings
 from node.errors import ConfigError, NoSegmentation, StartError
 from node.locate import Locator, device_of
 from node.report.content import DEMONSTRATION, FOR_RESEARCH, key_slice_uids
 from node.report.sr import build, to_bytes
+
+SLICES_FOR_QUANTILES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +187,24 @@ def _evidence(result: StudyResult, stored: Sequence[Stored]) -> list[Dataset]:
     return [dcmread(s.path, stop_before_pixels=True) for s in chosen]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of an import beside the network; what is left out is the paper's.
+
+    `preprocessing` has the keys of a card's; `quantiles_of` is a folder of DICOM slices whose Hounsfield units equalise
+    the images of a classifier.
+    """
+
+    preprocessing: Mapping[str, Any] | None = None
+    quantiles_of: Path | None = None
+    labels: tuple[str, ...] = ()
+    name: str = ""
+    sha256: str = ""
+    partial: bool = False
+
+
 def import_weights(
-    source: Path, *, family: str, architecture: Mapping[str, Any], out: Path, sha256: str, partial: bool
+    source: Path, *, family: str, architecture: Mapping[str, Any], out: Path, asked: Asked
 ) -> dict[str, Any]:
     """`out` is a model directory with the weights of `source`; what was taken, left out and left untrained.
 
@@ -192,7 +215,15 @@ def import_weights(
     """
     try:
         imported = importing.import_weights(
-            source, family=family, architecture=architecture, out=out, sha256=sha256, partial=partial
+            source,
+            family=family,
+            architecture=architecture,
+            out=out,
+            preprocessing=_preprocessing(asked, architecture),
+            labels=asked.labels or None,
+            name=asked.name,
+            sha256=asked.sha256,
+            partial=asked.partial,
         )
     except ModelError as error:
         raise ConfigError(str(error)) from error
@@ -202,6 +233,50 @@ def import_weights(
         "untrained": list(imported.untrained),
         "dropped": list(imported.dropped),
         "sha256": imported.card.sha256,
+    }
+
+
+def _preprocessing(asked: Asked, architecture: Mapping[str, Any]) -> Preprocessing | None:
+    if asked.quantiles_of is not None:
+        size = architecture.get("size")
+        return Preprocessing.equalised(_quantiles(asked.quantiles_of), **({"size": size} if size else {}))
+    if asked.preprocessing is None:
+        return None
+    try:
+        return Preprocessing.from_json(asked.preprocessing)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--preprocessing: {error}") from error
+
+
+def _quantiles(folder: Path) -> tuple[float, ...]:
+    """Of every fourth pixel of up to `SLICES_FOR_QUANTILES` slices, evenly spread over the files of the folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    step = max(1, len(paths) // SLICES_FOR_QUANTILES)
+    pixels = []
+    for path in paths[::step]:
+        try:
+            pixels += [torch.from_numpy(piece.hu[::2, ::2].copy()).flatten() for piece in read_slices(path)]
+        except UnreadablePixels:
+            continue
+    if not pixels:
+        raise ConfigError(f"{folder}: no slice in Hounsfield units")
+    return equalising_quantiles(torch.cat(pixels))
+
+
+def catalogue(settings: Settings) -> dict[str, Any]:
+    """The papers' networks, the configured models, and the packaged weights that are not configured."""
+    configured = models(settings)
+    used = {Path(model["directory"]).resolve() for model in configured}
+    packaged = [
+        card.to_json() | {"model": card.name, "name": path.name, "directory": str(path), "trigger": False}
+        for path in reading.packaged()
+        if path.resolve() not in used
+        for card in (read_card(path),)
+    ]
+    return {
+        "networks": [published.facts() for published in PUBLISHED],
+        "configured": configured,
+        "packaged": packaged,
     }
 
 

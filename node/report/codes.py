@@ -128,7 +128,7 @@ NO_CONCLUSION = _own(value="no_conclusion", meaning="A series was chosen, but re
 VOLUME = _sct(value="118565006", meaning="Volume")
 MINIMUM = _sct(value="255605001", meaning="Minimum")
 MAXIMUM = _sct(value="56851009", meaning="Maximum")
-MILLILITRE = Concept(value="mL", scheme="UCUM", meaning="mL", source=Source.DICTIONARY)
+CUBIC_CENTIMETRE = Concept(value="cm3", scheme="UCUM", meaning="cubic centimeter", source=Source.DICTIONARY)
 ABNORMAL_STRUCTURE = _sct(value="49755003", meaning="Morphologically Abnormal Structure")  # CID 7150
 
 

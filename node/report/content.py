@@ -148,7 +148,7 @@ def _volume(reading: ModelReading) -> Iterator[Measurement]:
         yield Measurement(
             name=codes.VOLUME.coded(),
             value=round(value, 2),
-            unit=codes.MILLILITRE.coded(),
+            unit=codes.CUBIC_CENTIMETRE.coded(),
             derivation=derivation.coded() if derivation else None,
         )
 
