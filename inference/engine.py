@@ -192,7 +192,7 @@ class Engine:
         Raises ``DeviceLost`` when the last processor failed.
         """
         rows = {model.name: [self._no_rows(model)] for model in self._models}
-        waiting = list(slices)
+        waiting = list(slices) if rows else []
         while waiting:
             encoded = self._retreating(partial(self._encode_first, waiting))
             for name, descriptors in encoded.items():

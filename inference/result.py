@@ -111,12 +111,22 @@ class Finding(Json):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Volume(Json):
+    """How much a model's masks enclose, in ml: an estimate, and what a stricter and a laxer outline enclose."""
+
+    ml: float
+    low_ml: float
+    high_ml: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelReading(Json):
     """One model's reading of one scan.
 
     `name` is the section of node.toml it came from; `digest` is the SHA-256 (hex) of the weights file.
     `rule` is the scan rule in words. `key_slices` lists at most five SOP Instance UIDs, most suspicious first; empty
     when nothing was found. `warnings` are sentences (incomplete input, retreat to CPU, smaller batch, …).
+    `volume` is known only where the model draws masks and was asked for them.
     """
 
     name: str
@@ -132,6 +142,7 @@ class ModelReading(Json):
     precision: str = "fp32"
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    volume: Volume | None = None
 
     def finding(self, label: str) -> Finding | None:
         """The finding for `label`, or None where the model does not know that label."""

@@ -20,6 +20,7 @@ from inference.decoding import Decoder, Stored
 from inference.engine import Engine
 from inference.errors import UnreadablePixels
 from inference.headcheck import check_head
+from inference.metadata import HeaderModel
 from inference.place import SlicePlace, place_of
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
 from inference.series import Criteria, Plane, Stack, select
@@ -89,13 +90,24 @@ class StudyReader:
     ----------
     combination : Combination
         Which findings make a study positive.
+    headers : sequence of HeaderModel
+        Models that look at headers only; they read beside the engine.
     """
 
-    def __init__(self, engine: Engine, *, criteria: Criteria, combination: Combination, cache: EncodedCache) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        criteria: Criteria,
+        combination: Combination,
+        cache: EncodedCache,
+        headers: Sequence[HeaderModel] = (),
+    ) -> None:
         self._engine = engine
         self._criteria = criteria
         self._combination = combination
         self._cache = cache
+        self._headers = headers
         self._undecodable: dict[str, None] = {}
         self._decoder = Decoder(ahead=2 * engine.chunk)
 
@@ -193,7 +205,10 @@ class StudyReader:
         descriptors = {
             name: np.stack([encoded.descriptors[name] for encoded in slices]) for name in slices[0].descriptors
         }
-        readings = self._engine.decide(descriptors, [encoded.place for encoded in slices])
+        places = [encoded.place for encoded in slices]
+        planes = {(plane.facts.sop_instance_uid, plane.frame): plane for plane in stack.in_order}
+        readings = self._engine.decide(descriptors, places)
+        readings += tuple(model.read(planes, places) for model in self._headers)
         return _StackReading(
             readings=readings,
             unreadable=tuple(unreadable),

@@ -170,10 +170,11 @@ class FlagSection(Section):
 
 
 class ReportSection(Section):
-    """[report]: what the Structured Report says about its maker."""
+    """[report]: what the Structured Report says about its maker; `locations`, for research, whether it marks images."""
 
     institution: str = ""
     department: str = ""
+    locations: bool = False
 
 
 class DeliverSection(Section):

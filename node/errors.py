@@ -10,7 +10,8 @@ HemonodeError
 ├── DeliveryError           something was not delivered this time; it is tried again
 │   ├── PeerUnreachable     no connection, no association, or it broke off
 │   └── PeerRefused         the far side answered with a failure status
-└── QueryRefused            a query or retrieval cannot be answered; carries the DIMSE status the asker is told
+├── QueryRefused            a query or retrieval cannot be answered; carries the DIMSE status the asker is told
+└── NoSegmentation          these models or images allow no DICOM Segmentation
 """
 
 from __future__ import annotations
@@ -75,3 +76,7 @@ class QueryRefused(HemonodeError):
         super().__init__(message)
         self.status = status
         self.tag = tag
+
+
+class NoSegmentation(HemonodeError):
+    """These models or images allow no DICOM Segmentation; the message says why."""

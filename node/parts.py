@@ -172,12 +172,15 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
     """One worker has run until `stop` was set. Raises ``StartError`` when a model or the device cannot be had."""
     from inference.device import keep_freed_memory
     from node import reading as readers
+    from node.locate import Locator
     from node.worker import Worker
 
     keep_freed_memory()
     name = f"work-{number}"
     engine = readers.engine_of(settings, **_share_of(settings, number=number))
     engine.warm_up()
+    locations = settings.report.locations
+    locator = Locator.load(settings, device=engine.processor.device, masks_only=True) if locations else None
     database = open_database(settings)
     with database.read() as tx:
         before = heartbeats.find(tx, name)
@@ -194,6 +197,7 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
         name=f"{name}@{os.uname().nodename}:{os.getpid()}",
         part=name,
         detail=detail,
+        locator=locator,
         avoid=before.detail.get("encoding") if before else None,
         workers=worker_count(settings),
     )
