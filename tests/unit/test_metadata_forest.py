@@ -14,13 +14,14 @@ from sklearn.ensemble import RandomForestClassifier
 
 from inference.card import load
 from inference.decision import Combination
+from inference.decoding import Stored
 from inference.engine import Engine
 from inference.metadata import ABSENT, FACTS, HeaderModel, header_facts
 from inference.models import build
 from inference.preprocess import Preprocessing, prepare
 from inference.result import ANY, Completeness, Outcome
 from inference.series import Criteria, InstanceFacts, Plane, facts
-from inference.study import EncodedCache, Stored, StudyReader
+from inference.study import EncodedCache, StudyReader
 from tests.small_scan import CPU
 from training.errors import DataError
 from training.recipes.metadata_forest import Slices, export, grow, judged, main
