@@ -78,7 +78,7 @@ def encoded_as_it_arrives(family: str) -> Scores:
 
 
 def test_every_family_is_among_those_of_these_tests() -> None:
-    assert {card.family for card in EVERY.values()} == set(FAMILIES) == set(OPENVINO_GAIN)
+    assert {card.family for card in EVERY.values()} == set(FAMILIES) - {"metadata_forest"} == set(OPENVINO_GAIN)
 
 
 @every_family
