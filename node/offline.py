@@ -142,5 +142,6 @@ def models(settings: Settings) -> list[dict[str, Any]]:
     return [
         card.to_json()
         | {"model": card.name, "name": name, "directory": str(directory), "trigger": settings.read.models[name].trigger}
+        | {"certainty": card.certainty_in_words()}
         for name, (directory, card) in reading.cards(settings).items()
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +57,10 @@ class ScanFacts(Json):
     """What figures are also given separately for, such as the preset of a phantom."""
     pixel_mm: float
     """Side of one pixel of the prepared images."""
+    positions_mm: tuple[float, ...] = ()
+    """Where each slice lies along the normal; empty where only their order is known."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """What `inference.novelty.measure` finds in the scan as it came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,16 @@ class Scan:
         return len(self.labels)
 
 
-def prepare(study: LabelledStudy, folder: Path, *, patient: str, group: str, preprocessing: Preprocessing) -> None:
+def prepare(
+    study: LabelledStudy,
+    folder: Path,
+    *,
+    patient: str,
+    group: str,
+    preprocessing: Preprocessing,
+    positions_mm: tuple[float, ...] = (),
+    measures: Mapping[str, float] | None = None,
+) -> None:
     """Write `study` to `folder` as a network with this `preprocessing` sees it, masks included."""
     folder.mkdir(parents=True, exist_ok=True)
     hu = torch.from_numpy(study.hu)
@@ -92,7 +105,13 @@ def prepare(study: LabelledStudy, folder: Path, *, patient: str, group: str, pre
     np.save(folder / "masks.npy", bits)
     np.save(folder / "labels.npy", np.asarray(study.labels, np.float32))
     widest = max(pixels * step for pixels, step in zip(study.hu.shape[1:], study.pixel_spacing, strict=True))
-    facts = ScanFacts(patient=patient, group=group, pixel_mm=preprocessing.pixel_mm or widest / preprocessing.size)
+    facts = ScanFacts(
+        patient=patient,
+        group=group,
+        pixel_mm=preprocessing.pixel_mm or widest / preprocessing.size,
+        positions_mm=positions_mm,
+        measures=dict(measures or {}),
+    )
     (folder / "scan.json").write_text(json.dumps(facts.to_json()))
 
 

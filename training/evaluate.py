@@ -1,7 +1,9 @@
 """Judging weights on labelled scans: what goes into a model card, and the command that writes it there.
 
-``python -m training.evaluate inference/weights/demo-radnet --first 50000 --heads 200 --write`` draws phantom heads that
-the model has not seen, judges the model as it lies on disk, and puts the figures into its card.
+``python -m training.evaluate inference/weights/demo-radnet --first 50000 --heads 100 --write`` draws phantom heads that
+the model has not seen, judges the model as it lies on disk, and puts the figures into its card. With
+``--fit-first 20250 --fit-heads 160`` calibration, operating points and the out-of-distribution guard are fitted anew on
+those heads before.
 """
 
 from __future__ import annotations
@@ -10,77 +12,26 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from inference import card as cards
-from inference.card import ModelCard
-from inference.decision import ScanRule, judge
-from inference.models import ScanModel, build
+from inference.card import ModelCard, load_watch
+from inference.decision import ScanRule
+from inference.models import build
+from inference.novelty import Features
 from inference.result import ANY, LABELS
-from training import heads
-from training.dataset import Scan
+from training import certainty, heads
 from training.errors import LeakageError
 from training.heads import Heads
 from training.loop import keep_memory
-from training.metrics import auc, log_loss, operating_point, prior_log_loss, rate, scan_figures
-from training.stages import Described, describe
-
-Scores = NDArray[np.float64]
-FEWEST = 8
-"""Scans on either side that an operating point is chosen from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """What a model said about one scan: scores (slices, labels) in 0…1, beside the scan itself."""
-
-    scan: Scan
-    scores: Scores
-
-
-@torch.inference_mode()
-def read(model: ScanModel, described: Sequence[Described]) -> list[Read]:
-    """Every scan read whole from its descriptors."""
-    model.eval()
-    return [
-        Read(scan=one.scan, scores=model.decide(one.descriptors[None])[0].double().sigmoid().numpy())
-        for one in described
-    ]
-
-
-def scan_scores(readings: Sequence[Read], *, label: int, rule: ScanRule) -> Scores:
-    """One score for each scan. Prepared scans are evenly cut, so that the slice's number stands for its position."""
-    return np.array(
-        [
-            judge(reading.scores[:, label], positions_mm=range(len(reading.scan)), rule=rule, threshold=0.5).score
-            for reading in readings
-        ]
-    )
-
-
-def truth(readings: Sequence[Read], *, label: int) -> NDArray[np.bool_]:
-    """Whether any slice of each scan bears the label."""
-    return np.array([bool(reading.scan.labels[:, label].any()) for reading in readings])
-
-
-def choose_thresholds(readings: Sequence[Read], *, labels: Sequence[str], rule: ScanRule) -> dict[str, float]:
-    """The operating point of each label on these scans (greatest sensitivity + specificity under `rule`).
-
-    A label that fewer than `FEWEST` scans bear, or lack, keeps 0.5: so few say nothing about where to stand.
-    """
-    thresholds = {}
-    for index, label in enumerate(labels):
-        bearing = truth(readings, label=LABELS.index(label))
-        enough = min(bearing.sum(), (~bearing).sum()) >= FEWEST
-        scores = scan_scores(readings, label=index, rule=rule)
-        thresholds[label] = operating_point(scores, bearing) if enough else 0.5
-    return thresholds
+from training.metrics import auc, log_loss, prior_log_loss, rate, scan_figures
+from training.reading import Read, read, recalibrated, scan_scores, truth
+from training.stages import describe
 
 
 def figures(
@@ -134,39 +85,68 @@ def _by_subtype(readings: Sequence[Read], threshold: float, rule: ScanRule) -> d
     return shares
 
 
-def judge_on_heads(directory: Path, population: Heads, *, work: Path, workers: int, retune: bool) -> ModelCard:
-    """The card of the model in `directory` with its figures on phantom heads, through the card's preprocessing.
+def judge_on_heads(
+    directory: Path, population: Heads, *, work: Path, workers: int, fit_on: Heads | None = None
+) -> tuple[ModelCard, Features | None]:
+    """The card of the model in `directory` with its figures on phantom heads, and the features of its guard.
 
-    With `retune` the operating points are chosen anew on these heads, and the figures are those of ``validation``;
-    figures at other operating points are dropped. Without, they are those of ``unseen``.
+    With `fit_on` calibration, operating points and guard are fitted anew on those heads, whose figures become those of
+    ``validation``; figures of before are dropped. The figures on `population` are those of ``unseen``.
 
     Raises
     ------
     LeakageError
-        When the model was made from some of these heads.
+        When the model was made from some of these heads, or fitted on some that it shall be judged on.
     """
     card, state = cards.load(directory)
-    _refuse_known(card, population, retune=retune)
+    watch = load_watch(directory, card)
+    features = watch.features if watch else None
     model = build(card)
     model.load_state_dict(state)
-    heads.make(work, population, {card.family: card.preprocessing}, workers=workers)
-    readings = read(model, describe(model, heads.load(work, card.family, population)))
-    thresholds = choose_thresholds(readings, labels=card.labels, rule=card.rule) if retune else card.thresholds
+    for asked in (fit_on, population) if fit_on else (population,):
+        _refuse_known(card, asked)
+        heads.make(work, asked, {card.family: card.preprocessing}, workers=workers)
+    unseen = describe(model, heads.load(work, card.family, population))
+    if fit_on:
+        scans = describe(model, heads.load(work, card.family, fit_on))
+        fitted = certainty.fit(model, scans, labels=card.labels, rule=card.rule, data=in_words(fit_on))
+        card = certainty.put(card, fitted, model, unseen, on=f"{in_words(population)} that it had not seen")
+        features = fitted.watch.features if fitted.watch else None
+        validation = {"heads": fit_on.to_json(), **_groups(card, read(model, scans))}
+        kept = {name: value for name, value in card.figures.items() if name not in ("test", "unseen")}
+        card = replace(card, figures={**kept, "validation": validation})
+    _refuse_fitted_on(card, population)
+    found = {"heads": population.to_json(), **_groups(card, read(model, unseen))}
+    return replace(card, figures={**card.figures, "unseen": found}), features
+
+
+def in_words(population: Heads) -> str:
+    """For example "100 phantom heads (seeds 50000 to 50099)"."""
+    return f"{population.count} phantom heads (seeds {population.first} to {population.first + population.count - 1})"
+
+
+def _groups(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:
+    """Figures of readings that are not calibrated yet, as the card calibrates them."""
     prior = np.array([card.figures["prior"][label] for label in LABELS])
-    groups = by_group(readings, labels=card.labels, thresholds=thresholds, rule=card.rule, prior=prior)
-    found = {"validation" if retune else "unseen": {"heads": population.to_json(), **groups}}
-    stale = {"test", "unseen"} if retune else set()
-    kept = {name: value for name, value in card.figures.items() if name not in stale}
-    return replace(card, thresholds=thresholds, figures={**kept, **found})
+    calibrated = recalibrated(readings, card.calibration, labels=card.labels)
+    return by_group(calibrated, labels=card.labels, thresholds=card.thresholds, rule=card.rule, prior=prior)
 
 
-def _refuse_known(card: ModelCard, population: Heads, *, retune: bool) -> None:
-    seeds = set(range(population.first, population.first + population.count))
-    made_from = set(range(*card.figures["seeds"]))
-    chosen_on = card.figures["validation"].get("heads", {"first": 0, "count": 0})
-    tuned_on = set() if retune else set(range(chosen_on["first"], chosen_on["first"] + chosen_on["count"]))
-    if seeds & (made_from | tuned_on):
-        raise LeakageError(f"{card.name} was made from some of the heads {min(seeds)} to {max(seeds)}")
+def _refuse_known(card: ModelCard, population: Heads) -> None:
+    """Raises ``LeakageError`` where the model has learnt from some of these heads."""
+    _refuse_common(card, population, range(*card.figures["seeds"]))
+
+
+def _refuse_fitted_on(card: ModelCard, population: Heads) -> None:
+    """Raises ``LeakageError`` where operating points and the like come from some of these heads."""
+    fitted_on = card.figures["validation"].get("heads", {"first": 0, "count": 0})
+    _refuse_common(card, population, range(fitted_on["first"], fitted_on["first"] + fitted_on["count"]))
+
+
+def _refuse_common(card: ModelCard, population: Heads, known: range) -> None:
+    last = population.first + population.count - 1
+    if population.first < known.stop and last >= known.start:
+        raise LeakageError(f"{card.name} was made from some of the heads {population.first} to {last}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,17 +155,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path, help="directory with card.json and weights.safetensors")
     parser.add_argument("--first", type=int, default=50_000, help="seed of the first head")
     parser.add_argument("--heads", type=int, default=200, help="how many heads")
+    parser.add_argument("--fit-first", type=int, default=20_250, help="seed of the first head that is fitted on")
+    parser.add_argument("--fit-heads", type=int, default=0, help="fit calibration, operating points and guard on these")
     parser.add_argument("--work", type=Path, default=Path("runs/evaluation"), help="where heads are kept")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw heads")
-    parser.add_argument("--retune", action="store_true", help="choose the operating points on these heads")
-    parser.add_argument("--write", action="store_true", help="put operating points and figures into the card")
+    parser.add_argument("--write", action="store_true", help="put what was fitted and measured into the card")
     asked = parser.parse_args(argv)
     keep_memory()
     population = Heads(first=asked.first, count=asked.heads)
-    card = judge_on_heads(asked.model, population, work=asked.work, workers=asked.workers, retune=asked.retune)
+    fit_on = Heads(first=asked.fit_first, count=asked.fit_heads) if asked.fit_heads else None
+    card, features = judge_on_heads(asked.model, population, work=asked.work, workers=asked.workers, fit_on=fit_on)
     if asked.write:
-        cards.save(asked.model, card, cards.load(asked.model)[1], half=True)
-    json.dump(card.figures["validation" if asked.retune else "unseen"], sys.stdout, indent=2)
+        cards.save(asked.model, card, cards.load(asked.model)[1], half=True, features=features)
+    json.dump(card.figures["unseen"], sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from inference.decision import ScanRule
 from inference.models import ScanModel
 from inference.preprocess import Preprocessing
 from inference.result import LABELS
-from training import evaluate
+from training import certainty, evaluate
 from training.dataset import Scan
+from training.reading import read, recalibrated
 from training.stages import Described
 
 INTENDED_USE = (
@@ -64,31 +65,36 @@ def export(
     validation: Sequence[Described],
     test: Sequence[Described],
 ) -> ModelCard:
-    """Write the model to `directory` with operating points from `validation` and figures on `test`; return its card.
+    """Write the model to `directory` with what is fitted on `validation` and figures on `test`; return its card.
 
     The descriptors must come from the model after `round_as_stored`, which is applied again to what stands behind them.
     """
     round_as_stored(model)
-    readings = evaluate.read(model, validation)
-    thresholds = evaluate.choose_thresholds(readings, labels=description.labels, rule=description.rule)
+    fitted = certainty.fit(
+        model, validation, labels=description.labels, rule=description.rule, data=f"{len(validation)} validation scans"
+    )
     prior = np.concatenate([scan.labels for scan in training]).mean(0)
+    card = _card(description, thresholds=fitted.thresholds, figures={})
+    card = certainty.put(card, fitted, model, test, on=f"{len(test)} scans of patients dealt aside")
     how: dict[str, Any] = {
-        "labels": description.labels,
-        "thresholds": thresholds,
-        "rule": description.rule,
+        "labels": card.labels,
+        "thresholds": card.thresholds,
+        "rule": card.rule,
         "prior": prior,
     }
+    dealt = {"validation": validation, "test": test}
+    readings = {n: recalibrated(read(model, d), card.calibration, labels=card.labels) for n, d in dealt.items()}
     figures = {
+        **card.figures,
         "claim": INTENDED_USE,
         "seeds": list(description.seeds),
         "heads": {"training": len(training), "validation": len(validation), "test": len(test)},
         "prior": dict(zip(LABELS, prior.tolist(), strict=True)),
         "operating_points_from": "validation",
-        "validation": evaluate.by_group(readings, **how),
-        "test": evaluate.by_group(evaluate.read(model, test), **how),
+        **{name: evaluate.by_group(read_, **how) for name, read_ in readings.items()},
     }
-    card = _card(description, thresholds=thresholds, figures=figures)
-    return cards.save(directory, card, model.state_dict(), half=True)
+    features = fitted.watch.features if fitted.watch else None
+    return cards.save(directory, replace(card, figures=figures), model.state_dict(), half=True, features=features)
 
 
 def _card(description: Description, *, thresholds: dict[str, float], figures: dict[str, Any]) -> ModelCard:

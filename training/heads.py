@@ -13,8 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inference.headcheck import check_head
+from inference.novelty import measure
+from inference.place import place_of
 from inference.preprocess import Preprocessing
 from inference.result import Json
+from inference.study import thumbnail
+from inference.volume import Slice
 from training import dataset
 from training.dataset import Scan
 from training.sources.phantom import PRESETS, PhantomStudy, Spec, make_study
@@ -70,6 +75,24 @@ class Head:
         rows, columns = self.study.pixel_spacing.tolist()
         return rows, columns
 
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The slices as a reader would have them from their files."""
+        x, y, z, u, v, w = self.study.orientation.tolist()
+        return tuple(
+            Slice(
+                sop_instance_uid=str(i),
+                hu=hu,
+                position=(position[0], position[1], position[2]),
+                orientation=(x, y, z, u, v, w),
+                pixel_spacing=self.pixel_spacing,
+                thickness=thickness,
+            )
+            for i, (hu, position, thickness) in enumerate(
+                zip(self.hu, self.study.positions.tolist(), self.study.thickness.tolist(), strict=True)
+            )
+        )
+
 
 def make(folder: Path, heads: Heads, models: Mapping[str, Preprocessing], *, workers: int = 1) -> None:
     """Draw every head that is not on disk yet and write it to ``folder/model/seed`` for each of the `models`."""
@@ -101,9 +124,18 @@ def of(scans: Sequence[Scan], patients: Sequence[str]) -> list[Scan]:
 def _make_one(folder: Path, heads: Heads, models: dict[str, Preprocessing], seed: int) -> None:
     preset, spec = heads.spec(seed)
     study = Head(study=make_study(seed=seed, spec=spec))
+    slices = study.slices
+    thumbnails = [thumbnail(piece) for piece in slices]
+    measures = measure(thumbnails, check_head(thumbnails))
     for name, preprocessing in models.items():
         dataset.prepare(
-            study, _place(folder, name, seed), patient=f"phantom-{seed}", group=preset, preprocessing=preprocessing
+            study,
+            _place(folder, name, seed),
+            patient=f"phantom-{seed}",
+            group=preset,
+            preprocessing=preprocessing,
+            positions_mm=tuple(place_of(piece).position_mm for piece in slices),
+            measures=measures,
         )
 
 

@@ -34,6 +34,9 @@ class ScanModel(nn.Module, ABC):
         slices at a time.
     memory_format : torch.memory_format
         In which the weights lie best.
+    describes : bool
+        Whether a descriptor says what was seen in the slice, so that the distance between two means something; not
+        where it is the image itself.
     """
 
     channels: int
@@ -45,6 +48,7 @@ class ScanModel(nn.Module, ABC):
     per_slice: bool = True
     costly_decide: bool = False
     memory_format: torch.memory_format = torch.channels_last
+    describes: bool = True
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from inference.decision import Combination
+from inference.combination import Combination
 from inference.engine import Engine
 from inference.result import Completeness, Outcome, StudyResult
 from inference.series import Criteria, facts, select

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from inference.calibration import Calibration
 from inference.card import (
     CARD_FILE,
     WEIGHTS_FILE,
@@ -23,7 +24,7 @@ from inference.card import (
     read_card,
     save,
 )
-from inference.decision import Calibration, ScanRule
+from inference.decision import ScanRule
 from inference.models import ScanModel, build
 from inference.preprocess import Preprocessing
 

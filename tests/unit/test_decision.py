@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from inference.decision import Calibration, Combination, ScanDecision, ScanRule, combine, judge
+from inference.calibration import Calibration
+from inference.combination import Combination, combine
+from inference.decision import ScanDecision, ScanRule, judge
 from inference.result import Finding, ModelReading, Outcome
 
 RUN3 = ScanRule(run=3)
@@ -201,7 +203,7 @@ def test_a_rule_survives_a_round_trip_through_json_text(rule: ScanRule) -> None:
 
 def test_temperatures_divide_the_logits_of_their_label_only() -> None:
     logits = np.array([[2.0, 2.0], [-1.0, 1000.0]], dtype=np.float32)
-    calibrated = Calibration(temperature={"any": 2.0}).probabilities(logits, labels=("any", "subdural"))
+    calibrated = Calibration(temperature={"any": 2.0}).slice_scores(logits, labels=("any", "subdural"))
     expected = 1 / (1 + np.exp(-np.array([[1.0, 2.0], [-0.5, 700.0]])))
     np.testing.assert_allclose(calibrated, expected)
 

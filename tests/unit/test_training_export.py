@@ -1,6 +1,7 @@
 """An exported model is the trained one, and its card holds the figures that were measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from inference.decision import ScanRule
 from inference.models import RADnet, RadnetConfig, build
 from inference.preprocess import Preprocessing
 from inference.result import ANY, LABELS
-from training import evaluate
+from training import certainty, evaluate
 from training.dataset import Scan, ScanFacts
 from training.errors import LeakageError
-from training.evaluate import Read
 from training.export import Description, export, round_as_stored
 from training.heads import Heads
+from training.reading import Read, read, scan_scores
 from training.stages import describe
 
 TINY = RadnetConfig(growth=4, layers=2, stem=6, dropout=0.0, hidden=8, size=32)
@@ -71,9 +72,7 @@ def test_the_exported_card_loads_and_gives_the_numbers_of_the_network_in_memory(
     assert "not for clinical use" in card.intended_use.lower()
     loaded = build(card)
     loaded.load_state_dict(state)
-    for before, after in zip(
-        evaluate.read(model, described), evaluate.read(loaded, describe(loaded, scans)), strict=True
-    ):
+    for before, after in zip(read(model, described), read(loaded, describe(loaded, scans)), strict=True):
         assert np.array_equal(before.scores, after.scores)
     assert card.figures["test"]["all"]["slices"]["cases"] == 10
     assert card.figures["heads"] == {"training": 2, "validation": 2, "test": 2}
@@ -84,8 +83,8 @@ def test_the_three_slice_rule_asks_for_three_neighbours() -> None:
         seen([0.9, 0.1, 0.9, 0.1, 0.9], subtype=None, number=1),
         seen([0.1, 0.8, 0.7, 0.9, 0.1], subtype=4, number=2),
     ]
-    assert evaluate.scan_scores(readings, label=0, rule=ScanRule(run=3)) == pytest.approx([0.1, 0.7])
-    assert evaluate.scan_scores(readings, label=0, rule=ScanRule(max=True)) == pytest.approx([0.9, 0.9])
+    assert scan_scores(readings, label=0, rule=ScanRule(run=3)) == pytest.approx([0.1, 0.7])
+    assert scan_scores(readings, label=0, rule=ScanRule(max=True)) == pytest.approx([0.9, 0.9])
 
 
 def test_figures_are_given_for_every_group_of_scans() -> None:
@@ -124,26 +123,22 @@ def test_figures_on_unseen_heads_and_new_operating_points_go_into_the_card(tmp_p
     export(model, directory, DESCRIPTION, training=[scan(9)], validation=described[:2], test=described[2:])
     how = {"work": tmp_path / "heads", "workers": 1}
 
-    few = Heads(first=30, count=2, sizes=(64,), thicknesses_mm=(20.0,))
-    tuned = evaluate.judge_on_heads(directory, few, retune=True, **how)  # type: ignore[arg-type]
-    assert tuned.thresholds == {ANY: 0.5}
-    assert tuned.figures["validation"]["heads"]["first"] == 30
-    assert not {"test", "unseen"} & set(tuned.figures), "figures at another operating point"
-    cards.save(directory, tuned, cards.load(directory)[1])
+    small = {"sizes": (64,), "thicknesses_mm": (20.0,)}
+    fit_on, unseen = Heads(first=30, count=2, **small), Heads(first=40, count=2, **small)  # type: ignore[arg-type]
+    fitted, features = evaluate.judge_on_heads(directory, unseen, fit_on=fit_on, **how)  # type: ignore[arg-type]
+    assert fitted.thresholds == {ANY: 0.5}
+    assert fitted.figures["validation"]["heads"]["first"] == 30
+    assert fitted.figures["unseen"]["all"]["slices"]["cases"] > 2
+    assert "test" not in fitted.figures, "figures at another operating point"
+    (point,) = fitted.operating_points[ANY]
+    assert (point.name, point.sensitivity.cases + point.specificity.cases) == (certainty.UNTUNED, 2)
+    assert (fitted.guard, features, fitted.calibrated) == (None, None, False), "two heads tell nothing"
+    cards.save(directory, fitted, cards.load(directory)[1], features=features)
 
     for known in (Heads(first=19, count=1), Heads(first=31, count=3)):
         with pytest.raises(LeakageError):
-            evaluate.judge_on_heads(directory, known, retune=False, **how)  # type: ignore[arg-type]
-    unseen = Heads(first=40, count=2, sizes=(64,), thicknesses_mm=(20.0,))
-    judged = evaluate.judge_on_heads(directory, unseen, retune=False, **how)  # type: ignore[arg-type]
-    assert judged.figures["unseen"]["all"]["slices"]["cases"] > 2
-    assert judged.figures["validation"] == tuned.figures["validation"]
-    assert judged.thresholds == tuned.thresholds
-
-
-def test_an_operating_point_is_not_chosen_from_a_handful_of_scans() -> None:
-    readings = [seen([0.1, 0.1, 0.1], subtype=None, number=n) for n in range(20)]
-    readings += [seen([0.3, 0.3, 0.3], subtype=4, number=n) for n in range(20, 20 + evaluate.FEWEST)]
-    chosen = evaluate.choose_thresholds(readings, labels=LABELS, rule=ScanRule(run=3))
-    assert chosen[ANY] == chosen["subdural"] == pytest.approx(0.2)
-    assert chosen["epidural"] == 0.5
+            evaluate.judge_on_heads(directory, known, **how)  # type: ignore[arg-type]
+    with pytest.raises(LeakageError):
+        evaluate.judge_on_heads(directory, unseen, fit_on=Heads(first=19, count=1), **how)  # type: ignore[arg-type]
+    judged, _ = evaluate.judge_on_heads(directory, unseen, **how)  # type: ignore[arg-type]
+    assert judged == replace(fitted, sha256=judged.sha256)

@@ -1,0 +1,154 @@
+"""How sure a model is, fitted on validation scans and measured on others: calibration, operating points, guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.calibration import Calibration, ScanCalibration
+from inference.card import ModelCard
+from inference.decision import ScanRule
+from inference.models import ScanModel
+from inference.novelty import Watch
+from inference.result import LABELS, OperatingPoint
+from training import novelty
+from training.calibration import fit_curve, fit_temperature, reliability
+from training.metrics import operating_point, rate, sensitive_point
+from training.reading import Read, logits, read, recalibrated, scan_scores, truth
+from training.stages import Described
+
+FEWEST = 8
+"""Scans on either side that an operating point or a calibration is fitted on."""
+
+BALANCED = "balanced"
+"""The greatest sum of sensitivity and specificity."""
+HIGH_SENSITIVITY = "high sensitivity"
+"""The highest threshold whose sensitivity is at least 0.95 by the lower end of its interval."""
+UNTUNED = "untuned"
+"""One half, where too few scans speak for another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certainty:
+    """What was fitted, to be put into a card."""
+
+    calibration: Calibration
+    points: dict[str, dict[str, float]]
+    """Label → name → threshold on the score of the scan; the first is in force."""
+    watch: Watch | None
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The threshold in force for each label."""
+        return {label: next(iter(points.values())) for label, points in self.points.items()}
+
+
+def fit(model: ScanModel, scans: Sequence[Described], *, labels: Sequence[str], rule: ScanRule, data: str) -> Certainty:
+    """Everything that says how sure `model` is, from validation scans; `data` says which they are.
+
+    First the temperatures of the slices, then, on the scores that these give, operating points and calibration of the
+    scans. A label that fewer than `FEWEST` scans bear, or lack, is left uncalibrated at one half: so few say nothing.
+    Scans whose images were not measured give no guard.
+    """
+    raw = read(model, scans)
+    enough = [label for label in labels if _enough(truth(raw, label=LABELS.index(label)))]
+    temperature = {label: _temperature(raw, labels.index(label), label) for label in enough}
+    readings = recalibrated(raw, Calibration(temperature=temperature), labels=labels)
+    points, curves = {}, {}
+    for index, label in enumerate(labels):
+        scores, bearing = scan_scores(readings, label=index, rule=rule), truth(readings, label=LABELS.index(label))
+        points[label] = _points(scores, bearing) if label in enough else {UNTUNED: 0.5}
+        if label in enough:
+            curves[label] = ScanCalibration(
+                curve=fit_curve(scores, bearing), prevalence=float(bearing.mean()), scans=len(bearing), data=data
+            )
+    measured = len(scans) >= novelty.FEWEST and all(scan.scan.facts.measures for scan in scans)
+    return Certainty(
+        calibration=Calibration(temperature=temperature, scan=curves),
+        points=points,
+        watch=novelty.fit(scans, features=model.describes, data=data) if measured else None,
+    )
+
+
+def put(card: ModelCard, fitted: Certainty, model: ScanModel, scans: Sequence[Described], *, on: str) -> ModelCard:
+    """The card with what was fitted, and what it reaches on `scans`; `on` says which they are."""
+    readings = read(model, scans)
+    calibrated = recalibrated(readings, fitted.calibration, labels=card.labels)
+    points = {
+        label: tuple(
+            _measured(name, threshold, *_scores(calibrated, card, label), on=on)
+            for name, threshold in fitted.points[label].items()
+        )
+        for label in card.labels
+    }
+    watch = novelty.tried(fitted.watch, scans) if fitted.watch else None
+    return replace(
+        card,
+        thresholds=fitted.thresholds,
+        operating_points=points,
+        calibration=fitted.calibration,
+        calibrated=set(fitted.calibration.scan) == set(card.labels),
+        guard=watch.guard if watch else None,
+        figures={**card.figures, "calibration": before_and_after(readings, calibrated, card, fitted.calibration)},
+    )
+
+
+def before_and_after(
+    raw: Sequence[Read], calibrated: Sequence[Read], card: ModelCard, calibration: Calibration
+) -> dict[str, Any]:
+    """Brier score and expected calibration error, label by label, of slices and of scans, as plain JSON values.
+
+    Of a scan, *before* is its score taken for a probability, which it is not.
+    """
+    slices, scans = {}, {}
+    for index, label in enumerate(card.labels):
+        found = np.concatenate([one.scan.labels[:, LABELS.index(label)] for one in raw])
+        before, after = (np.concatenate([one.scores[:, index] for one in of]) for of in (raw, calibrated))
+        slices[label] = {
+            "before": reliability(before, found).to_json(),
+            "after": reliability(after, found).to_json(),
+        }
+        if label in calibration.scan:
+            scores, bearing = _scores(calibrated, card, label)
+            scans[label] = {
+                "before": reliability(scores, bearing).to_json(),
+                "after": reliability(calibration.scan[label].curve(scores), bearing).to_json(),
+            }
+    return {"slices": slices, "scans": scans}
+
+
+def _enough(bearing: NDArray[np.bool_]) -> bool:
+    return int(min(bearing.sum(), (~bearing).sum())) >= FEWEST
+
+
+def _temperature(readings: Sequence[Read], index: int, label: str) -> float:
+    found = np.concatenate([one.scan.labels[:, LABELS.index(label)] for one in readings])
+    return fit_temperature(logits(readings, label=index), found)
+
+
+def _points(scores: NDArray[np.float64], bearing: NDArray[np.bool_]) -> dict[str, float]:
+    points = {BALANCED: operating_point(scores, bearing)}
+    sensitive = sensitive_point(scores, bearing)
+    return points if sensitive is None else points | {HIGH_SENSITIVITY: sensitive}
+
+
+def _scores(readings: Sequence[Read], card: ModelCard, label: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    scores = scan_scores(readings, label=card.labels.index(label), rule=card.rule)
+    return scores, truth(readings, label=LABELS.index(label))
+
+
+def _measured(
+    name: str, threshold: float, scores: NDArray[np.float64], bearing: NDArray[np.bool_], *, on: str
+) -> OperatingPoint:
+    called = scores >= threshold
+    return OperatingPoint(
+        name=name,
+        threshold=threshold,
+        sensitivity=rate(int((called & bearing).sum()), int(bearing.sum())),
+        specificity=rate(int((~called & ~bearing).sum()), int((~bearing).sum())),
+        on=on,
+    )
