@@ -57,7 +57,7 @@ class Guard(Json):
     Attributes
     ----------
     ranges : dict
-        The middle 90 % of each measure over the scans the guard was fitted on.
+        The least and the greatest value of each measure over the scans the guard was fitted on.
     input_limit : float
         Of the largest distance of a measure from its range, in widths of the range.
     feature_limit : float or None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from inference.models import ScanModel
 from inference.novelty import Watch
 from inference.result import LABELS, OperatingPoint
 from training import novelty
-from training.calibration import fit_curve, fit_temperature, reliability
+from training.calibration import Reliability, fit_curve, fit_temperature, reliability
 from training.metrics import operating_point, rate, sensitive_point
 from training.reading import Read, logits, read, recalibrated, scan_scores, truth
 from training.stages import Described
@@ -75,7 +75,10 @@ def fit(model: ScanModel, scans: Sequence[Described], *, labels: Sequence[str], 
 
 
 def put(card: ModelCard, fitted: Certainty, model: ScanModel, scans: Sequence[Described], *, on: str) -> ModelCard:
-    """The card with what was fitted, and what it reaches on `scans`; `on` says which they are."""
+    """The card with what was fitted, and what it reaches on `scans`; `on` says which they are.
+
+    The card claims to be calibrated where these scans do not refute it.
+    """
     readings = read(model, scans)
     calibrated = recalibrated(readings, fitted.calibration, labels=card.labels)
     points = {
@@ -86,15 +89,22 @@ def put(card: ModelCard, fitted: Certainty, model: ScanModel, scans: Sequence[De
         for label in card.labels
     }
     watch = novelty.tried(fitted.watch, scans) if fitted.watch else None
+    found = before_and_after(readings, calibrated, card, fitted.calibration)
     return replace(
         card,
         thresholds=fitted.thresholds,
         operating_points=points,
         calibration=fitted.calibration,
-        calibrated=set(fitted.calibration.scan) == set(card.labels),
+        calibrated=_holds(found, card.labels),
         guard=watch.guard if watch else None,
-        figures={**card.figures, "calibration": before_and_after(readings, calibrated, card, fitted.calibration)},
+        figures={**card.figures, "calibration": found},
     )
+
+
+def _holds(found: Mapping[str, Any], labels: Sequence[str]) -> bool:
+    """Whether scans of every label have probabilities that scans they were not fitted on do not refute."""
+    after = {label: Reliability.from_json(both["after"]) for label, both in found["scans"].items()}
+    return all(label in after and not after[label].refuted for label in labels)
 
 
 def before_and_after(

@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from inference import card as cards
 from inference.card import ModelCard, load_watch
 from inference.decision import ScanRule
-from inference.models import build
+from inference.models import ScanModel, build
 from inference.novelty import Features
 from inference.result import ANY, LABELS
-from training import certainty, heads
+from training import certainty, dataset, heads
 from training.errors import LeakageError
 from training.heads import Heads
 from training.loop import keep_memory
 from training.metrics import auc, log_loss, prior_log_loss, rate, scan_figures
 from training.reading import Read, read, recalibrated, scan_scores, truth
-from training.stages import describe
+from training.stages import Described, describe
 
 
 def figures(
@@ -103,12 +104,13 @@ def judge_on_heads(
     features = watch.features if watch else None
     model = build(card)
     model.load_state_dict(state)
+    model.to(memory_format=model.memory_format)
     for asked in (fit_on, population) if fit_on else (population,):
         _refuse_known(card, asked)
         heads.make(work, asked, {card.family: card.preprocessing}, workers=workers)
-    unseen = describe(model, heads.load(work, card.family, population))
+    unseen = _described(model, card, population, work=work)
     if fit_on:
-        scans = describe(model, heads.load(work, card.family, fit_on))
+        scans = _described(model, card, fit_on, work=work)
         fitted = certainty.fit(model, scans, labels=card.labels, rule=card.rule, data=in_words(fit_on))
         card = certainty.put(card, fitted, model, unseen, on=f"{in_words(population)} that it had not seen")
         features = fitted.watch.features if fitted.watch else None
@@ -118,6 +120,19 @@ def judge_on_heads(
     _refuse_fitted_on(card, population)
     found = {"heads": population.to_json(), **_groups(card, read(model, unseen))}
     return replace(card, figures={**card.figures, "unseen": found}), features
+
+
+def _described(model: ScanModel, card: ModelCard, population: Heads, *, work: Path) -> list[Described]:
+    """The heads with their descriptors, which are kept beside them under the digest of the weights."""
+    described = []
+    for seed in range(population.first, population.first + population.count):
+        folder = heads.place(work, card.family, seed)
+        kept = folder / f"descriptors-{card.sha256[:12]}.npy"
+        if not kept.exists():
+            (fresh,) = describe(model, [dataset.load(folder)])
+            np.save(kept, fresh.descriptors.numpy())
+        described.append(Described(scan=dataset.load(folder), descriptors=torch.from_numpy(np.load(kept))))
+    return described
 
 
 def in_words(population: Heads) -> str:

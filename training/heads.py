@@ -97,7 +97,7 @@ class Head:
 def make(folder: Path, heads: Heads, models: Mapping[str, Preprocessing], *, workers: int = 1) -> None:
     """Draw every head that is not on disk yet and write it to ``folder/model/seed`` for each of the `models`."""
     seeds = range(heads.first, heads.first + heads.count)
-    missing = [s for s in seeds if not all((_place(folder, name, s) / "scan.json").exists() for name in models)]
+    missing = [s for s in seeds if not all((place(folder, name, s) / "scan.json").exists() for name in models)]
     work = partial(_make_one, folder, heads, dict(models))
     if workers == 1 or len(missing) < workers:
         for seed in missing:
@@ -112,7 +112,12 @@ def make(folder: Path, heads: Heads, models: Mapping[str, Preprocessing], *, wor
 
 def load(folder: Path, model: str, heads: Heads) -> list[Scan]:
     """The prepared heads of one model, in the order of their seeds."""
-    return [dataset.load(_place(folder, model, s)) for s in range(heads.first, heads.first + heads.count)]
+    return [dataset.load(place(folder, model, s)) for s in range(heads.first, heads.first + heads.count)]
+
+
+def place(folder: Path, model: str, seed: int) -> Path:
+    """Where head `seed` lies once it is prepared for one model."""
+    return folder / model / f"{seed:08d}"
 
 
 def of(scans: Sequence[Scan], patients: Sequence[str]) -> list[Scan]:
@@ -130,14 +135,10 @@ def _make_one(folder: Path, heads: Heads, models: dict[str, Preprocessing], seed
     for name, preprocessing in models.items():
         dataset.prepare(
             study,
-            _place(folder, name, seed),
+            place(folder, name, seed),
             patient=f"phantom-{seed}",
             group=preset,
             preprocessing=preprocessing,
             positions_mm=tuple(place_of(piece).position_mm for piece in slices),
             measures=measures,
         )
-
-
-def _place(folder: Path, model: str, seed: int) -> Path:
-    return folder / model / f"{seed:08d}"

@@ -18,9 +18,6 @@ from training.stages import Described
 
 Floats = NDArray[np.float64]
 
-MIDDLE = (5, 95)
-"""Percentiles between which a measure is usual."""
-
 FALSE_ALARMS = 0.01
 """Part of the scans like those of training that each of the two distances takes for unlike."""
 
@@ -87,11 +84,11 @@ def limit_of(distances: NDArray[np.floating[Any]]) -> float:
 
 
 def fit_ranges(measures: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """The middle of each measure that every scan has."""
+    """From the least to the greatest value of each measure that every scan has."""
     names = set.intersection(*(set(found) for found in measures))
     ranges = {}
     for name in (name for name in measures[0] if name in names):
-        low, high = map(float, np.percentile([found[name] for found in measures], MIDDLE))
+        low, high = (end(found[name] for found in measures) for end in (min, max))
         widen = max(0.0, NARROWEST * max(abs(low + high) / 2, 1.0) - (high - low)) / 2
         ranges[name] = (round(low - widen, 4), round(high + widen, 4))
     return ranges
