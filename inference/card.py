@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -194,7 +195,7 @@ def save(
         _write(fresh / WEIGHTS_FILE, weights)
         if statistics:
             _write(fresh / FEATURES_FILE, statistics)
-        _write(fresh / CARD_FILE, (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+        _write(fresh / CARD_FILE, _readable(card.to_json()).encode())
         fresh.chmod(0o755)
         _put_in_place(fresh, directory)
     finally:
@@ -306,6 +307,12 @@ def _require_sense(card: ModelCard, model: ScanModel, path: Path) -> None:
         raise CardInvalid(f"{path}: this {card.family} scores the scan as a whole, which allows no rule but max")
     if card.preprocessing.blank_below and model.context != 0:
         raise CardInvalid(f"{path}: this {card.family} looks at several slices, so none can be left out as blank")
+
+
+def _readable(card: dict[str, Any]) -> str:
+    """JSON for people: one line for each value, and lists of numbers in one line."""
+    text = json.dumps(card, indent=2, ensure_ascii=False)
+    return re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ FEWEST = 10
 AXES = 32
 """Directions of the features' covariance that are kept apart; along all others the variance is taken as one."""
 
-NARROWEST = 0.02
+NARROWEST = 0.1
 """A range is at least this part of its middle wide: what hardly varies must not raise the alarm for nothing."""
 
 
