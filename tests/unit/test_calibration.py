@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
@@ -14,7 +15,7 @@ from inference.place import SlicePlace
 from inference.reading import of_slices, watched
 from inference.result import ModelReading, Novelty
 from tests.small_models import radnet_card
-from training.calibration import fit_curve, fit_temperature, reliability
+from training.calibration import fit_curve, fit_isotonic, fit_logistic, fit_temperature, reliability
 
 RISING = Curve(scores=(0.2, 0.6), probabilities=(0.1, 0.9))
 SCAN = ScanCalibration(curve=RISING, prevalence=0.25, scans=40, data="40 scans of a site")
@@ -59,10 +60,38 @@ def test_a_curve_is_scikit_learns_isotonic_regression_of_platts_targets() -> Non
     positives, negatives = truth.sum(), (~truth).sum()
     targets = np.where(truth, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     theirs = IsotonicRegression(out_of_bounds="clip").fit(scores, targets)
-    curve = fit_curve(scores, truth)
+    curve = fit_isotonic(scores, truth)
     asked = np.linspace(-0.1, 1.1, 400)
     np.testing.assert_allclose(curve(asked), theirs.predict(asked), atol=1e-12)
     assert 0 < curve(asked).min() < curve(asked).max() < 1, "120 scans make nothing certain"
+
+
+def test_few_scans_get_the_logistic_curve_of_scikit_learn_and_many_the_isotonic_one() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.uniform(0.01, 0.99, 1200)
+    truth = rng.random(1200) < scores**2
+    few = fit_curve(scores[:400], truth[:400])
+    theirs = LogisticRegression(C=np.inf).fit(logit(scores[:400, None]), truth[:400])
+    asked = np.linspace(0.02, 0.98, 50)
+    np.testing.assert_allclose(few(asked), theirs.predict_proba(logit(asked[:, None]))[:, 1], atol=0.02)
+    assert fit_curve(scores, truth) == fit_isotonic(scores, truth)
+    assert len(few.scores) != len(fit_isotonic(scores[:400], truth[:400]).scores)
+
+
+def test_scores_that_rise_where_the_truth_falls_get_one_probability() -> None:
+    scores = np.linspace(0.1, 0.9, 60)
+    curve = fit_logistic(scores, scores < 0.5)
+    assert curve(np.array([0.0, 0.5, 1.0])) == pytest.approx([0.5, 0.5, 0.5], abs=0.02)
+
+
+def test_probabilities_that_hold_are_not_refuted_and_others_are() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.uniform(0.05, 0.95, 300)
+    truth = rng.random(300) < values
+    assert not reliability(values, truth).refuted
+    assert reliability(values**4, truth).refuted
+    assert reliability(np.array([0.0, 1.0, 1.0]), np.array([0, 1, 0])).refuted, "certain, and wrong once"
+    assert not reliability(np.array([0.0, 1.0]), np.array([0, 1])).refuted
 
 
 def test_the_brier_score_is_scikit_learns_and_certain_truths_have_no_error() -> None:

@@ -222,8 +222,8 @@ def test_the_operating_point_in_force_is_the_one_whose_threshold_is_set(saved: P
 
 
 GUARD = Guard(ranges={"noise": (2.0, 7.0)}, input_limit=0.5, feature_limit=3.0, data="ten scans", scans=10)
-# The descriptor of this RADnet has 14 values.
-FEATURES = Features(mean=np.zeros(14), axes=np.eye(2, 14), variances=np.array([2.0, 1.0]), rest=np.array([0.5]))
+# The descriptor of this RADnet has 16 values.
+FEATURES = Features(mean=np.zeros(16), axes=np.eye(2, 16), variances=np.array([2.0, 1.0]), rest=np.array([0.5]))
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_guard_comes_back_with_the_features_that_belong_to_it(guarded: Path) -
     watch = load_watch(guarded, card)
     assert watch is not None
     assert watch.features is not None
-    assert watch.features.distance(np.ones(14)) == pytest.approx(FEATURES.distance(np.ones(14)))
+    assert watch.features.distance(np.ones(16)) == pytest.approx(FEATURES.distance(np.ones(16)))
     assert card.guard == replace(GUARD, features_sha256=hashlib.sha256(FEATURES.to_bytes()).hexdigest())
 
 
@@ -253,7 +253,7 @@ def test_features_that_are_missing_changed_or_of_another_network_are_refused(gua
         load_watch(guarded, card)
     other = Features(mean=np.zeros(5), axes=np.eye(2, 5), variances=np.ones(2), rest=np.ones(1))
     save(guarded, card, a_model(card).state_dict(), features=other)
-    with pytest.raises(CardMismatch, match="for 5 features, this radnet has 14"):
+    with pytest.raises(CardMismatch, match="for 5 features, this radnet has 16"):
         load_watch(guarded, read_card(guarded))
 
 
