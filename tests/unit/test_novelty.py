@@ -50,7 +50,7 @@ def measures(slices: Iterable[Slice]) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def heads() -> list[tuple[Slice, ...]]:
-    return [head(seed) for seed in range(70_000, 70_006)]
+    return [head(seed) for seed in range(70_000, 70_003)]
 
 
 @pytest.fixture(scope="module", params=DEMONSTRATIONS)
@@ -65,12 +65,12 @@ def judged(engine: Engine, slices: tuple[Slice, ...]) -> Novelty:
 def test_heads_like_those_of_training_pass_the_demonstration_guards(
     heads: list[tuple[Slice, ...]], engine: Engine
 ) -> None:
-    """Each card says how many of a hundred such heads its guard took for unlike: of six, one more is too many."""
+    """Each card says how many of a hundred such heads its guard took for unlike; of three, two would be too many."""
     over = engine.watches["model"].guard.over
     assert over is not None
     assert over.cases >= 100
     assert over.high < 0.12
-    assert sum(judged(engine, slices).unlike for slices in heads[:3]) <= 1
+    assert sum(judged(engine, slices).unlike for slices in heads) <= 1
 
 
 def changed(slices: Iterable[Slice], change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> tuple[Slice, ...]:
@@ -99,9 +99,8 @@ STRANGE: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_what_no_head_of_training_looked_like_is_caught(
-    heads: list[tuple[Slice, ...]], engine: Engine, name: str
-) -> None:
+def test_what_no_head_of_training_looked_like_is_caught(heads: list[tuple[Slice, ...]], name: str) -> None:
+    engine = Engine.load({"model": PACKAGED / "demo-cnn-lstm"}, device="cpu")
     said = judged(engine, changed(heads[0], STRANGE[name]))
     assert said.unlike
     assert said.sentence
