@@ -33,6 +33,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = _sqlite(url) if url.startswith("sqlite") else sa.create_engine(url, pool_pre_ping=True)
+        self._unflushed = self.engine.execution_options(hemonode_durable=False)
         self._writer = threading.Lock() if self.engine.dialect.name == "sqlite" else None
         # PostgreSQL's own default shows each statement a newer state; SQLite's deferred BEGIN holds one by itself.
         self._reading: dict[str, Any] = (
@@ -42,9 +43,14 @@ class Database:
         )
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
-        """A transaction that is durable once the block is left, and never was when the block raises."""
-        with self._turn(), self.engine.begin() as connection:
+    def write(self, *, durable: bool = True) -> Iterator[sa.Connection]:
+        """A transaction that is durable once the block is left, and never was when the block raises.
+
+        With `durable` False, SQLite does not flush it: it is seen by everybody at once and survives the end of the
+        process, but survives power loss only once a later durable transaction has ended. That is for what can be
+        repeated from elsewhere. PostgreSQL, which may fail without its clients, flushes every transaction.
+        """
+        with self._turn(), (self.engine if durable else self._unflushed).begin() as connection:
             yield connection
 
     @contextmanager
@@ -104,13 +110,18 @@ def _sqlite(url: str) -> sa.Engine:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")  # a commit survives power loss
         cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
         cursor.close()
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        reading = connection.get_execution_options().get("hemonode_read", False)
+        options = connection.get_execution_options()
+        reading = options.get("hemonode_read", False)
+        # FULL: a commit survives power loss. NORMAL: it does once a later one was FULL (sqlite.org/pragma.html).
+        wanted = "FULL" if options.get("hemonode_durable", True) else "NORMAL"
+        if connection.info.get("synchronous") != wanted:
+            connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
+            connection.info["synchronous"] = wanted
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
     return engine

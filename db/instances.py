@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit
-from db.schema import instances, now, set_aside, studies
+from db.schema import Utc, instances, now, set_aside, studies
 from db.states import SetAsideKind, StudyState
 
 MOST_AT_ONCE = 500
@@ -20,7 +20,7 @@ MOST_AT_ONCE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class NewInstance:
-    """An instance whose file is already durable. `path` is relative to the archive; `digest` is SHA-256 in hex.
+    """An instance whose file is already written. `path` is relative to the archive; `digest` is SHA-256 in hex.
 
     `facts` is `inference.series.InstanceFacts` as JSON; `header` is the patient and study level of the data set in the
     DICOM JSON Model (PS3.18 F), which becomes the study's when the study is new.
@@ -38,6 +38,7 @@ class NewInstance:
     calling_ae: str
     facts: dict[str, Any]
     header: dict[str, Any]
+    received_at: dt.datetime = field(default_factory=now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,35 +87,77 @@ def add(tx: sa.Connection, new: NewInstance) -> Instance | None:
         None when the row was added; the row that was there before when the SOP Instance UID is known already, in
         which case nothing was changed and the caller compares digests.
     """
-    at = now()
-    values = {
-        name: getattr(new, name)
-        for name in ("sop_instance_uid", "sop_class_uid", "series_uid", "study_uid", "transfer_syntax_uid", "path",
-                     "size", "digest", "association_id", "facts")
-    }  # fmt: skip
-    insert = _insert(tx)(instances).values(received_at=at, **values)
-    insert = insert.on_conflict_do_nothing(index_elements=["sop_instance_uid"]).returning(instances.c.seq)
-    if tx.execute(insert).first() is None:
-        return find(tx, new.sop_instance_uid)
-    _received(tx, new, at)
-    return None
+    return add_all(tx, [new])[0]
 
 
-def _received(tx: sa.Connection, new: NewInstance, at: dt.datetime) -> None:
+def add_all(tx: sa.Connection, news: Sequence[NewInstance]) -> tuple[Instance | None, ...]:
+    """As `add`, for several at once, in two or three statements; of those with one UID the first is the instance."""
+    firsts = {new.sop_instance_uid: new for new in reversed(news)}
+    # In the order of their UIDs: two receivers that add the same instances then wait for each other in one order.
+    rows = [_row(firsts[uid]) for uid in sorted(firsts)]
+    added = set(tx.execute(_ADD[tx.dialect.name], rows).scalars())
+    if added:
+        _received(tx, [firsts[uid] for uid in sorted(added)])
+    outcomes: list[Instance | None] = []
+    for new in news:
+        is_added = new.sop_instance_uid in added and firsts[new.sop_instance_uid] is new
+        outcomes.append(None if is_added else find(tx, new.sop_instance_uid))
+    return tuple(outcomes)
+
+
+_ADD = {
+    name: insert(instances)
+    .on_conflict_do_nothing(index_elements=["sop_instance_uid"])
+    .returning(instances.c.sop_instance_uid)
+    for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+}
+"""Made once: making a statement takes longer than running it."""
+_LATER = sa.bindparam("at_", type_=Utc())
+_TOUCH = (
+    studies.update()
+    .where(studies.c.study_uid.in_(sa.bindparam("uids", expanding=True)))
+    .values(last_received_at=sa.case((studies.c.last_received_at < _LATER, _LATER), else_=studies.c.last_received_at))
+    .returning(studies.c.study_uid)
+)
+_COLUMNS = (
+    "sop_instance_uid", "sop_class_uid", "series_uid", "study_uid", "transfer_syntax_uid", "path", "size", "digest",
+    "association_id", "facts", "received_at",
+)  # fmt: skip
+
+
+def _row(new: NewInstance) -> dict[str, Any]:
+    return {name: getattr(new, name) for name in _COLUMNS}
+
+
+def _received(tx: sa.Connection, news: Sequence[NewInstance]) -> None:
+    """Their studies were last received from when the last of them came; a study that is new stands as received from."""
+    at = max(new.received_at for new in news)
+    firsts = {new.study_uid: new for new in reversed(news)}
+    unknown = set(firsts) - _touch(tx, firsts, at)
+    begun = {uid for uid in sorted(unknown) if _begun(tx, firsts[uid])}
+    if unknown - begun:  # begun by another receiver at the same moment
+        _touch(tx, unknown - begun, at)
+
+
+def _touch(tx: sa.Connection, study_uids: Collection[str], at: dt.datetime) -> set[str]:
+    return set(tx.execute(_TOUCH, {"uids": sorted(study_uids), "at_": at}).scalars())
+
+
+def _begun(tx: sa.Connection, new: NewInstance) -> bool:
     insert = _insert(tx)(studies).values(
         study_uid=new.study_uid,
         state=StudyState.RECEIVING,
         revision=1,
-        first_received_at=at,
-        last_received_at=at,
+        first_received_at=new.received_at,
+        last_received_at=new.received_at,
         calling_ae=new.calling_ae,
         header=new.header,
     )
     insert = insert.on_conflict_do_nothing(index_elements=["study_uid"]).returning(studies.c.study_uid)
-    if tx.execute(insert).first() is not None:
-        audit.record(tx, "first_instance", study_uid=new.study_uid, calling_ae=new.calling_ae)
-    else:
-        tx.execute(studies.update().where(studies.c.study_uid == new.study_uid).values(last_received_at=at))
+    if tx.execute(insert).first() is None:
+        return False
+    audit.record(tx, "first_instance", study_uid=new.study_uid, calling_ae=new.calling_ae)
+    return True
 
 
 def _insert(tx: sa.Connection) -> Any:

@@ -304,3 +304,29 @@ performed_step_studies = sa.Table(
     sa.Column("step_uid", UID, primary_key=True),
     sa.Index("ix_performed_step_studies_step_uid", "step_uid"),
 )
+
+journals = sa.Table(
+    "journals",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("serial", sa.BigInteger, nullable=False),
+    sa.Column("at", Utc, nullable=False),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("id", BigKey, primary_key=True, autoincrement=True),
+    sa.Column("study_uid", UID, nullable=False),
+    sa.Column("series_uid", UID, nullable=False),  # empty: the whole study, as are the next two
+    sa.Column("sop_instance_uid", UID, nullable=False),
+    sa.Column("frame", sa.Integer, nullable=False),
+    sa.Column("label", sa.String(32), nullable=False),
+    sa.Column("value", sa.Integer, nullable=False),
+    sa.Column("reader", sa.String(64), nullable=False),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("at", Utc, nullable=False),
+    sa.UniqueConstraint(  # named here: the names of all columns are more than PostgreSQL takes
+        "study_uid", "series_uid", "sop_instance_uid", "frame", "label", "reader", "source", name="uq_labels_place"
+    ),
+)

@@ -81,3 +81,11 @@ class PerformedState(StrEnum):
     IN_PROGRESS = "IN PROGRESS"
     COMPLETED = "COMPLETED"
     DISCONTINUED = "DISCONTINUED"
+
+
+class LabelSource(StrEnum):
+    """Where a label comes from, the most trusted first: a reader's feedback, an imported table, a final report."""
+
+    READER = "reader"
+    CSV = "csv"
+    REPORT = "report"

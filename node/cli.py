@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -30,6 +32,10 @@ app = typer.Typer(
 
 weights_app = typer.Typer(no_args_is_help=True, help="Weights as model directories.")
 app.add_typer(weights_app, name="weights")
+labels_app = typer.Typer(no_args_is_help=True, help="What readers and reports say about studies.")
+app.add_typer(labels_app, name="labels")
+dataset_app = typer.Typer(no_args_is_help=True, help="Labelled studies of the archive to train on.")
+app.add_typer(dataset_app, name="dataset")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
@@ -309,6 +315,69 @@ def import_weights(
     lines += [f"untrained: {', '.join(facts['untrained'])}"] if facts["untrained"] else []
     lines += [f"left out: {', '.join(facts['dropped'])}"] if facts["dropped"] else []
     _print(facts, "\n".join(lines), as_json=as_json)
+
+
+@labels_app.command("import")
+def import_labels(
+    table: Annotated[
+        Path, typer.Argument(help="A CSV file: study_uid, and a column for each label, or label and value.")
+    ],
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    source: Annotated[str, typer.Option(help="csv, reader or report.")] = "csv",
+    reader: Annotated[str, typer.Option(help="Who says so, where the table has no column reader.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count, and change nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take labels of studies from a table: all of it or nothing; the same table again changes nothing."""
+    from db.states import LabelSource
+    from node import labels, parts
+
+    if source not in set(LabelSource):
+        raise ConfigError(f"--source {source!r}: expected one of {', '.join(LabelSource)}")
+    found = labels.read(table, reader=reader or table.stem, source=LabelSource(source))
+    database = parts.open_database(config.load(config_path))
+    try:
+        with database.write() as tx:
+            given = labels.import_table(tx, table, found)
+            if dry_run:
+                tx.rollback()
+    finally:
+        database.close()
+    facts = {"rows": found.rows, "labels": len(found.labels), **dataclasses.asdict(given), "dry_run": dry_run}
+    said = f"{found.rows} rows, {len(found.labels)} labels: {given.added} new, {given.changed} changed, "
+    said += f"{given.unchanged} known already" + ("; nothing was written" if dry_run else "")
+    _print(facts, said, as_json=as_json)
+
+
+DELEGATED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Commands of training: all of their arguments are its own."""
+
+
+@app.command(context_settings=DELEGATED)
+def train(context: typer.Context) -> None:
+    """Train weights by a recipe: hemonode train RECIPE --data SOURCE[:PATH] --out DIR."""
+    _hand_over("train", *context.args)
+
+
+@app.command(context_settings=DELEGATED)
+def evaluate(context: typer.Context) -> None:
+    """Judge weights on labelled studies: hemonode evaluate WEIGHTS --data SOURCE[:PATH]."""
+    _hand_over("evaluate", *context.args)
+
+
+@dataset_app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def freeze(context: typer.Context, config_path: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Freeze labelled studies into a list with digests: NAME [--since DAY] [--until DAY] [--scanner WORDS] …."""
+    settings = config.load(config_path)
+    os.environ["HEMONODE_DATABASE_URL"] = settings.database_url
+    criteria = json.dumps(dataclasses.asdict(settings.select))
+    _hand_over("dataset", "freeze", "--archive", str(settings.archive), "--criteria", criteria, *context.args)
+
+
+def _hand_over(*arguments: str) -> NoReturn:
+    """This process becomes a command of training, which the node must not import: signals and exit code are its own."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "training", *arguments])  # noqa: S606
 
 
 def _remote(to: str, config_path: Path) -> RemoteSection:

@@ -67,6 +67,7 @@ class ReceiveSection(Section):
     network_timeout: Seconds = 60
     disk_watermark_mb: Annotated[int, Field(ge=0)] = 4096
     disk_reserve_mb: Annotated[int, Field(ge=0)] = 256
+    flush: bool = True
 
 
 class PeerSection(Section):

@@ -19,8 +19,11 @@ class Service:
         What pynetdicom binds: ``(evt.EVT_C_ECHO, function, [arguments])``.
     reversible : frozenset of str
         Abstract syntaxes for which who opens an association may propose to be its SCP (PS3.7 D.3.3.4).
+    close : callable
+        Called once when nobody listens any more and every association has ended.
     """
 
     contexts: tuple[tuple[str, tuple[str, ...]], ...]
     handlers: tuple[tuple[Any, Callable[..., Any], list[Any]], ...] = field(default=())
     reversible: frozenset[str] = frozenset()
+    close: Callable[[], None] = field(default=lambda: None)

@@ -27,7 +27,9 @@ from db.engine import Database
 from db.instances import Instance, SetAside
 from node.config import Settings
 from node.receive import store
+from node.receive.intake import StoreRequest
 from node.receive.scp import Scp
+from node.receive.spool import Spooled
 
 DEADLINE_SECONDS = 20.0
 HEADER_BYTES = 128 + 4
@@ -87,6 +89,20 @@ def data_set_of(file: bytes) -> bytes:
     """The bytes of a DICOM file behind its File Meta Information."""
     length = int.from_bytes(file[HEADER_BYTES + 8 : HEADER_BYTES + 12], "little")
     return file[HEADER_BYTES + 12 + length :]
+
+
+def a_request(dataset: Dataset, *, data: bytes | Spooled | None = None, **values: Any) -> StoreRequest:
+    """A C-STORE of the data set, or of `data`; `values` are fields of the request."""
+    fields: dict[str, Any] = {
+        "association_id": "a1",
+        "calling_ae": "CT1",
+        "abstract_syntax_uid": str(dataset.SOPClassUID),
+        "transfer_syntax_uid": ExplicitVRLittleEndian,
+        "sop_class_uid": str(dataset.SOPClassUID),
+        "sop_instance_uid": str(dataset.SOPInstanceUID),
+        "data": data if isinstance(data, Spooled) else BytesIO(data or encoded(dataset)),
+    }
+    return StoreRequest(**fields | values)
 
 
 def wait_until(condition: Callable[[], Any]) -> Any:

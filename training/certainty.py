@@ -18,7 +18,7 @@ from inference.result import LABELS, OperatingPoint
 from training import novelty
 from training.calibration import Reliability, fit_curve, fit_temperature, reliability
 from training.metrics import operating_point, rate, sensitive_point
-from training.reading import Read, logits, read, recalibrated, scan_scores, truth
+from training.reading import Read, labelled, labelled_throughout, logits, read, recalibrated, scan_scores, truth
 from training.stages import Described
 
 FEWEST = 8
@@ -50,19 +50,21 @@ class Certainty:
 def fit(model: ScanModel, scans: Sequence[Described], *, labels: Sequence[str], rule: ScanRule, data: str) -> Certainty:
     """Everything that says how sure `model` is, from validation scans; `data` says which they are.
 
-    First the temperatures of the slices, then, on the scores that these give, operating points and calibration of the
-    scans. A label that fewer than `FEWEST` scans bear, or lack, is left uncalibrated at one half: so few say nothing.
-    Scans whose images were not measured give no guard.
+    First the temperatures of the slices, from scans that are labelled slice by slice; then, on the scores that these
+    give, operating points and calibration of the scans. A label that fewer than `FEWEST` of these scans bear, or lack,
+    is left uncalibrated at one half: so few say nothing. Fewer than `novelty.FEWEST` scans give no guard, nor do scans
+    whose images were not measured.
     """
     raw = read(model, scans)
-    enough = [label for label in labels if _enough(truth(raw, label=LABELS.index(label)))]
-    temperature = {label: _temperature(raw, labels.index(label), label) for label in enough}
+    temperature = {label: t for i, label in enumerate(labels) if (t := _temperature(raw, i, label)) is not None}
     readings = recalibrated(raw, Calibration(temperature=temperature), labels=labels)
-    points, curves = {}, {}
+    points: dict[str, dict[str, float]] = {}
+    curves = {}
     for index, label in enumerate(labels):
-        scores, bearing = scan_scores(readings, label=index, rule=rule), truth(readings, label=LABELS.index(label))
-        points[label] = _points(scores, bearing) if label in enough else {UNTUNED: 0.5}
-        if label in enough:
+        scores, bearing = _scores(readings, index, label, rule)
+        points[label] = {UNTUNED: 0.5}
+        if _enough(bearing):
+            points[label] = _points(scores, bearing)
             curves[label] = ScanCalibration(
                 curve=fit_curve(scores, bearing), prevalence=float(bearing.mean()), scans=len(bearing), data=data
             )
@@ -83,12 +85,12 @@ def put(card: ModelCard, fitted: Certainty, model: ScanModel, scans: Sequence[De
     calibrated = recalibrated(readings, fitted.calibration, labels=card.labels)
     points = {
         label: tuple(
-            _measured(name, threshold, *_scores(calibrated, card, label), on=on)
+            _measured(name, threshold, *_scores(calibrated, index, label, card.rule), on=on)
             for name, threshold in fitted.points[label].items()
         )
-        for label in card.labels
+        for index, label in enumerate(card.labels)
     }
-    watch = novelty.tried(fitted.watch, scans) if fitted.watch else None
+    watch = novelty.tried(fitted.watch, scans) if fitted.watch and scans else fitted.watch
     found = before_and_after(readings, calibrated, card, fitted.calibration)
     return replace(
         card,
@@ -112,18 +114,20 @@ def before_and_after(
 ) -> dict[str, Any]:
     """Brier score and expected calibration error, label by label, of slices and of scans, as plain JSON values.
 
+    A label of which nobody said anything in these scans is left out.
     Of a scan, *before* is its score taken for a probability, which it is not.
     """
     slices, scans = {}, {}
     for index, label in enumerate(card.labels):
-        found = np.concatenate([one.scan.labels[:, LABELS.index(label)] for one in raw])
-        before, after = (np.concatenate([one.scores[:, index] for one in of]) for of in (raw, calibrated))
-        slices[label] = {
-            "before": reliability(before, found).to_json(),
-            "after": reliability(after, found).to_json(),
-        }
-        if label in calibration.scan:
-            scores, bearing = _scores(calibrated, card, label)
+        found = _slices(raw, label)
+        if (known := ~np.isnan(found)).any():
+            before, after = (np.concatenate([one.scores[:, index] for one in of])[known] for of in (raw, calibrated))
+            slices[label] = {
+                "before": reliability(before, found[known]).to_json(),
+                "after": reliability(after, found[known]).to_json(),
+            }
+        scores, bearing = _scores(calibrated, index, label, card.rule)
+        if label in calibration.scan and len(scores):
             scans[label] = {
                 "before": reliability(scores, bearing).to_json(),
                 "after": reliability(calibration.scan[label].curve(scores), bearing).to_json(),
@@ -135,9 +139,18 @@ def _enough(bearing: NDArray[np.bool_]) -> bool:
     return int(min(bearing.sum(), (~bearing).sum())) >= FEWEST
 
 
-def _temperature(readings: Sequence[Read], index: int, label: str) -> float:
-    found = np.concatenate([one.scan.labels[:, LABELS.index(label)] for one in readings])
-    return fit_temperature(logits(readings, label=index), found)
+def _temperature(readings: Sequence[Read], index: int, label: str) -> float | None:
+    """None from too few scans. One with unlabelled slices is none of them: only its clean ones are known as such."""
+    whole = labelled_throughout(readings, label=LABELS.index(label))
+    if not _enough(np.array([_slices([one], label).any() for one in whole], bool)):
+        return None
+    return fit_temperature(logits(whole, label=index), _slices(whole, label))
+
+
+def _slices(readings: Sequence[Read], label: str) -> NDArray[np.float32]:
+    """The label of every slice, NaN where nobody said."""
+    none = np.empty(0, np.float32)
+    return np.concatenate([none, *(one.scan.labels[:, LABELS.index(label)] for one in readings)])
 
 
 def _points(scores: NDArray[np.float64], bearing: NDArray[np.bool_]) -> dict[str, float]:
@@ -146,9 +159,12 @@ def _points(scores: NDArray[np.float64], bearing: NDArray[np.bool_]) -> dict[str
     return points if sensitive is None else points | {HIGH_SENSITIVITY: sensitive}
 
 
-def _scores(readings: Sequence[Read], card: ModelCard, label: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    scores = scan_scores(readings, label=card.labels.index(label), rule=card.rule)
-    return scores, truth(readings, label=LABELS.index(label))
+def _scores(
+    readings: Sequence[Read], index: int, label: str, rule: ScanRule
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Scores and truth of the scans of which somebody said whether they bear the label, column `index` of scores."""
+    known = labelled(readings, label=LABELS.index(label))
+    return scan_scores(known, label=index, rule=rule), truth(known, label=LABELS.index(label))
 
 
 def _measured(

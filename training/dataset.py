@@ -1,13 +1,15 @@
-"""Labelled scans on disk, ready for a network: made once by the serving's own preprocessing, then memory-mapped."""
+"""Labelled scans ready for a network: made once by the serving's own preprocessing, then memory-mapped and sampled."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from functools import partial
+from multiprocessing import get_context
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,10 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference import preprocess
+from inference.errors import UnreadablePixels
 from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES, Json
 from training.augment import Ranges, draw, perturb, warp
-from training.errors import DataError, LeakageError
+from training.cache import VolumeCache
+from training.errors import DataError
+from training.measures import by_name, measured, thicknesses_of
+from training.study import Arrays, CohortFacts, LabelledStudy, volume_key
 
 HALF = 0.5
 """A reduced pixel bleeds where at least this part of it does."""
@@ -26,30 +32,18 @@ HALF = 0.5
 SMALLEST_MM2 = 12.0
 """A bleeding smaller than this in one image is not labelled (the phantom's own rule)."""
 
+PREPARED = 2
+"""Raised when the same volume and preprocessing give other images, so that no cache gives the old ones."""
 
-class LabelledStudy(Protocol):
-    """What every source yields: a volume, what bleeds in it, and whose it is."""
+KEPT = ("uids", "positions", "thickness", "digests", "labels")
+"""Arrays of a decoded volume that stay beside its images."""
 
-    @property
-    def hu(self) -> NDArray[np.int16]:
-        """Hounsfield units, (slices, rows, columns)."""
-
-    @property
-    def masks(self) -> NDArray[np.bool_]:
-        """One mask for each subtype, (5, slices, rows, columns)."""
-
-    @property
-    def labels(self) -> NDArray[np.floating]:
-        """0 or 1 for each slice, *any* first, (slices, 6)."""
-
-    @property
-    def pixel_spacing(self) -> tuple[float, float]:
-        """Distance of rows and of columns in mm."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanFacts(Json):
-    """What the folder of a prepared scan says about it."""
+    """Whose a prepared scan is, and what figures are broken down by."""
 
     patient: str
     """Two scans of one patient never stand on both sides of a split."""
@@ -57,72 +51,162 @@ class ScanFacts(Json):
     """What figures are also given separately for, such as the preset of a phantom."""
     pixel_mm: float
     """Side of one pixel of the prepared images."""
+    source: str = ""
+    study_uid: str = ""
+    revision: int = 0
+    cohort: CohortFacts = field(default_factory=CohortFacts)
     positions_mm: tuple[float, ...] = ()
     """Where each slice lies along the normal; empty where only their order is known."""
+    thicknesses_mm: tuple[float | None, ...] = ()
+    """Of each slice; empty where nothing is known of any."""
     measures: dict[str, float] = field(default_factory=dict)
     """What `inference.novelty.measure` finds in the scan as it came."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """One prepared scan; the arrays are memory-mapped."""
+    """One prepared scan. Its arrays are opened when they are asked for: no process may hold thousands of files open.
+
+    Attributes
+    ----------
+    labels : float32 (slices, 6)
+        0 or 1, NaN where nobody said.
+    study_labels : float32 (6,)
+        Of the whole scan; NaN where nobody said.
+    opened : callable
+        images : float16 (slices, channels, size, size); masks : uint8 (slices, size, size), one bit for each subtype
+        (absent where the source has no outlines); digests : uint8 (slices, 32), of the slices' decoded pixels.
+    """
 
     facts: ScanFacts
-    images: NDArray[np.float16]
-    """(slices, channels, size, size)"""
-    masks: NDArray[np.uint8]
-    """(slices, size, size), one bit for each subtype"""
     labels: NDArray[np.float32]
-    """(slices, 6)"""
+    study_labels: NDArray[np.float32]
+    opened: Callable[[], Arrays]
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> NDArray[np.float16]:
+        """(slices, channels, size, size)"""
+        return self.opened()["images"]
 
-def prepare(
-    study: LabelledStudy,
-    folder: Path,
-    *,
-    patient: str,
-    group: str,
-    preprocessing: Preprocessing,
-    positions_mm: tuple[float, ...] = (),
-    measures: Mapping[str, float] | None = None,
-) -> None:
-    """Write `study` to `folder` as a network with this `preprocessing` sees it, masks included."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hu = torch.from_numpy(study.hu)
-    spacing = [study.pixel_spacing] * len(hu)
-    images = preprocess.prepare(hu, pixel_spacing=spacing, preprocessing=preprocessing)
-    bits = np.zeros((len(hu), preprocessing.size, preprocessing.size), np.uint8)
-    for place in np.flatnonzero(study.masks.any((0, 2, 3))).tolist():
-        here = slice(place, place + 1)
-        masks = torch.from_numpy(study.masks[:, place])[None]
-        masks = preprocess.resample_masks(masks, hu[here], pixel_spacing=spacing[here], preprocessing=preprocessing)
-        for index, mask in enumerate(masks[0].numpy()):
-            bits[place] |= (mask >= HALF).astype(np.uint8) << index
-    np.save(folder / "images.npy", images.numpy().astype(np.float16))
-    np.save(folder / "masks.npy", bits)
-    np.save(folder / "labels.npy", np.asarray(study.labels, np.float32))
-    widest = max(pixels * step for pixels, step in zip(study.hu.shape[1:], study.pixel_spacing, strict=True))
-    facts = ScanFacts(
-        patient=patient,
-        group=group,
-        pixel_mm=preprocessing.pixel_mm or widest / preprocessing.size,
-        positions_mm=positions_mm,
-        measures=dict(measures or {}),
-    )
-    (folder / "scan.json").write_text(json.dumps(facts.to_json()))
+    def cut(self, here: slice) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        """Images, masks (slices, 5, size, size) and whether the masks are known, of some slices.
+
+        They are known where there are outlines, or nothing to outline.
+        """
+        arrays = self.opened()
+        images = arrays["images"][here].astype(np.float32)
+        if "masks" in arrays:
+            return images, unpack(arrays["masks"][here]), np.full(len(images), True)
+        masks = np.zeros((len(images), len(SUBTYPES), *images.shape[2:]), np.float32)
+        return images, masks, (self.labels[here] == 0).all(1)
+
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """(slices, 32), SHA-256 of the slices' decoded pixels."""
+        return self.opened()["digests"]
 
 
-def load(folder: Path) -> Scan:
-    """The scan that `prepare` wrote to `folder`."""
+def prepare(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preprocessing) -> Scan:
+    """`study` as a network with this `preprocessing` sees it, from the cache where it has been made before."""
+    key = volume_key(study.key, PREPARED, preprocessing.to_json())
+    opened = partial(_opened, key, study, cache, preprocessing)
+    arrays = opened()
+    labels = study.label_slices(arrays)
+    rows, columns = (float(mm) for mm in arrays["field"])
     return Scan(
-        facts=ScanFacts.from_json(json.loads((folder / "scan.json").read_text())),
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        masks=np.load(folder / "masks.npy", mmap_mode="r"),
-        labels=np.load(folder / "labels.npy"),
+        facts=ScanFacts(
+            patient=study.patient,
+            group=study.group,
+            pixel_mm=preprocessing.pixel_mm or max(rows, columns) / preprocessing.size,
+            source=study.source,
+            study_uid=study.study_uid,
+            revision=study.revision,
+            cohort=study.facts,
+            positions_mm=tuple(arrays["positions"].tolist()),
+            thicknesses_mm=thicknesses_of(arrays),
+            measures=by_name(arrays["measures"]),
+        ),
+        labels=labels,
+        study_labels=study.label_study(labels),
+        opened=opened,
     )
+
+
+def prepare_all(
+    studies: Sequence[LabelledStudy],
+    *,
+    cache: VolumeCache,
+    preprocessing: Preprocessing,
+    workers: int = 1,
+    told: Callable[[], None] = lambda: None,
+) -> list[Scan]:
+    """Every study prepared, those that cannot be decoded left out with a note; `told` is called after each.
+
+    `workers` processes decode what the cache does not hold yet.
+    """
+    work = partial(_prepared_or_none, cache=cache, preprocessing=preprocessing)
+    if workers == 1 or len(studies) < workers:
+        return [scan for scan in _counted(map(work, studies), told) if scan is not None]
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        return [scan for scan in _counted(pool.map(work, studies, chunksize=4), told) if scan is not None]
+
+
+def _prepared_or_none(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preprocessing) -> Scan | None:
+    try:
+        return prepare(study, cache=cache, preprocessing=preprocessing)
+    except (DataError, UnreadablePixels) as error:
+        log.warning("%s %s left out: %s", study.source, study.study_uid, error)
+        return None
+
+
+def _counted(scans: Iterable[Scan | None], told: Callable[[], None]) -> Iterator[Scan | None]:
+    for scan in scans:
+        told()
+        yield scan
+
+
+def _opened(key: str, study: LabelledStudy, cache: VolumeCache, preprocessing: Preprocessing) -> Arrays:
+    found = cache.find(key)
+    if found is None:
+        volume = cache.get(study.key, study.decode)  # before, not while the images' place is locked
+        found = cache.get(key, lambda: _images(volume, preprocessing))
+    return found
+
+
+def _images(volume: Arrays, preprocessing: Preprocessing) -> Arrays:
+    """What is kept of a prepared volume: its images and masks, and what labels and guards need."""
+    hu = torch.from_numpy(np.array(volume["hu"]))
+    rows, columns = (float(mm) for mm in volume["spacing"])
+    spacing = [(rows, columns)] * len(hu)
+    images = preprocess.prepare(hu, pixel_spacing=spacing, preprocessing=preprocessing)
+    arrays = {name: volume[name] for name in KEPT if name in volume}
+    arrays |= {
+        "images": images.numpy().astype(np.float16),
+        "field": np.array(hu.shape[1:]) * [rows, columns],
+        "measures": measured(volume),
+    }
+    if "masks" in volume:
+        arrays["masks"] = _masks(volume["masks"], hu, spacing, preprocessing)
+    return arrays
+
+
+def _masks(
+    bits: NDArray[np.uint8], hu: Tensor, spacing: list[tuple[float, float]], preprocessing: Preprocessing
+) -> NDArray[np.uint8]:
+    prepared = np.zeros((len(hu), preprocessing.size, preprocessing.size), np.uint8)
+    for place in np.flatnonzero(bits.any((1, 2))).tolist():
+        here = slice(place, place + 1)
+        masks = preprocess.resample_masks(
+            torch.from_numpy(unpack(bits[here])), hu[here], pixel_spacing=spacing[here], preprocessing=preprocessing
+        )
+        for index, mask in enumerate(masks[0].numpy()):
+            prepared[place] |= (mask >= HALF).astype(np.uint8) << index
+    return prepared
 
 
 def split(patients: Iterable[str], *, shares: Sequence[float], seed: int) -> list[list[str]]:
@@ -139,13 +223,6 @@ def split(patients: Iterable[str], *, shares: Sequence[float], seed: int) -> lis
     return groups
 
 
-def refuse_overlap(first: Sequence[Scan], second: Sequence[Scan]) -> None:
-    """Raise `LeakageError` when a patient has scans on both sides."""
-    common = {scan.facts.patient for scan in first} & {scan.facts.patient for scan in second}
-    if common:
-        raise LeakageError(f"{len(common)} patients are on both sides of the split, for example {min(common)}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Runs of neighbouring slices."""
@@ -155,7 +232,16 @@ class Batch:
     masks: Tensor
     """(runs, slices, 5, side, side), 0..1"""
     labels: Tensor
-    """(runs, slices, 6), 0 or 1"""
+    """(runs, slices, 6), 0 or 1, NaN where nobody said"""
+    outlined: Tensor
+    """(runs, slices), whether the masks say where the slice bleeds"""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+        images, masks, labels, outlined = (
+            t.to(device, non_blocking=True) for t in (self.images, self.masks, self.labels, self.outlined)
+        )
+        return Batch(images=images, masks=masks, labels=labels, outlined=outlined)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +259,37 @@ class Sampling:
     ranges: Ranges = field(default_factory=Ranges)
 
 
+class Ahead:
+    """Batches made in other threads before they are asked for, so that the network never waits for them.
+
+    Batch `number` is `make(number)`, whoever makes it and whenever; a member of a team asks for every `stride`-th.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], *, workers: int = 2, stride: int = 1) -> None:
+        self._make, self._stride = make, stride
+        self._ahead = 2 * workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+        self._coming: dict[int, Future[Batch]] = {}
+
+    def __call__(self, number: int) -> Batch:
+        """Batch `number`; those that follow are begun."""
+        for place in range(self._ahead + 1):
+            following = number + place * self._stride
+            if following not in self._coming:
+                self._coming[following] = self._pool.submit(self._make, following)
+        return self._coming.pop(number).result()
+
+    def close(self) -> None:
+        """Nothing more is made."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class Sampler:
     """Draws random batches of runs from scans; the same generator state gives the same batch."""
 
@@ -184,7 +301,11 @@ class Sampler:
         self._positive = [places for places in self._positive if places]
         self._negative = [place[k] for k in np.flatnonzero(labels[:, 0] == 0)]
         if not self._positive or not self._negative:
-            raise DataError("training needs slices with and slices without bleeding")
+            raise DataError("training needs slices labelled with and slices labelled without bleeding")
+
+    def numbered(self, number: int, *, seed: int) -> Batch:
+        """Batch `number` of a run with this `seed`: the same in every process and after every restart."""
+        return self.batch(torch.Generator().manual_seed(seed * 1_000_003 + number))
 
     def batch(self, generator: torch.Generator) -> Batch:
         """The next batch; `generator` alone decides which."""
@@ -195,6 +316,7 @@ class Sampler:
             images=torch.stack([part[0] for part in parts]),
             masks=torch.stack([part[1] for part in parts]),
             labels=torch.stack([part[2] for part in parts]),
+            outlined=torch.stack([part[3] for part in parts]),
         )
 
     def _choose(self, generator: torch.Generator) -> tuple[int, int, bool]:
@@ -205,11 +327,11 @@ class Sampler:
 
     def _run(
         self, index: int, middle: int, length: int, positive: bool, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scan, sampling = self.scans[index], self.sampling
         first = min(max(0, middle - _below(length, generator)), len(scan) - length)
-        images = torch.from_numpy(scan.images[first : first + length].astype(np.float32))
-        masks = unpack(scan.masks[first : first + length])
+        here = slice(first, first + length)
+        images, masks, outlined = (torch.from_numpy(part) for part in scan.cut(here))
         centre = _centre(images[middle - first], masks[middle - first] if positive else None, sampling.crop, generator)
         transform = draw(sampling.ranges, generator=generator, centre=centre, zoom=sampling.crop)
         fill = images.amin((0, 2, 3), keepdim=True)[0]
@@ -219,14 +341,17 @@ class Sampler:
         if sampling.crop < 1:
             pixel = (scan.facts.pixel_mm * scan.images.shape[-1] * sampling.crop / sampling.side) ** 2
             inside = (masks.sum((2, 3)) * pixel >= SMALLEST_MM2).float()
-            labels = torch.cat([inside.amax(1, keepdim=True), inside], 1)
-        return images, masks, labels
+            cropped = torch.cat([inside.amax(1, keepdim=True), inside], 1)
+            # A crop of a slice that bleeds nobody knows where may hold the bleeding or not.
+            elsewhere = labels.where(labels == 0, torch.nan)
+            labels = torch.where(outlined[:, None], cropped, elsewhere)
+        return images, masks, labels, outlined
 
 
-def unpack(bits: NDArray[np.uint8]) -> Tensor:
+def unpack(bits: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Masks (slices, 5, rows, columns) of 0 and 1 from one bit for each subtype."""
     planes = [(bits >> index) & 1 for index in range(len(SUBTYPES))]
-    return torch.from_numpy(np.stack(planes, 1).astype(np.float32))
+    return np.stack(planes, 1).astype(np.float32)
 
 
 def _below(count: int, generator: torch.Generator) -> int:

@@ -4,7 +4,8 @@
 
     TrainingError
     ├── DataError        the labelled studies cannot be used as asked
-    │   └── LeakageError a patient stands on both sides of a split
+    │   └── LeakageError a patient or an image stands on both sides of a split
+    ├── DigestError      a frozen data set or a file in it is not what was frozen
     └── DivergedError    the loss is no longer a number
 """
 
@@ -20,7 +21,11 @@ class DataError(TrainingError):
 
 
 class LeakageError(DataError):
-    """A patient stands on both sides of a split."""
+    """A patient or an image stands on both sides of a split."""
+
+
+class DigestError(TrainingError):
+    """A frozen data set, or a file in it, is not what was frozen. Never left out quietly: it stops the run."""
 
 
 class DivergedError(TrainingError):

@@ -1,18 +1,9 @@
-"""Judging weights on labelled scans: what goes into a model card, and the command that writes it there.
-
-``python -m training.evaluate inference/weights/demo-radnet --first 50000 --heads 100 --write`` draws phantom heads that
-the model has not seen, judges the model as it lies on disk, and puts the figures into its card. With
-``--fit-first 20250 --fit-heads 160`` calibration, operating points and the out-of-distribution guard are fitted anew on
-those heads before.
-"""
+"""Judging weights on labelled scans: the figures that go into a model card, and what is fitted beside them."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +12,19 @@ import torch
 from numpy.typing import NDArray
 
 from inference import card as cards
-from inference.card import ModelCard, load_watch
+from inference.card import ModelCard
 from inference.decision import ScanRule
-from inference.models import ScanModel, build
+from inference.models import build
 from inference.novelty import Features
 from inference.result import ANY, LABELS
-from training import certainty, dataset, heads
-from training.errors import LeakageError
-from training.heads import Heads
-from training.loop import keep_memory
+from training import certainty, heads, manifest
+from training.dataset import Scan, split
+from training.errors import DataError
+from training.guard import refuse_overlap, refuse_patients
+from training.manifest import DATASET_FILE
 from training.metrics import auc, log_loss, prior_log_loss, rate, scan_figures
-from training.reading import Read, read, recalibrated, scan_scores, truth
-from training.stages import Described, describe
+from training.reading import Read, labelled, read, recalibrated, scan_scores, truth
+from training.stages import describe
 
 
 def figures(
@@ -53,18 +45,20 @@ def figures(
     columns = [LABELS.index(label) for label in labels]
     scores = np.concatenate([reading.scores for reading in readings])
     found = np.concatenate([reading.scan.labels for reading in readings])[:, columns]
+    known = ~np.isnan(found).any(1)  # slices of studies with a label of the whole only say nothing here
+    scores, found = scores[known], found[known]
     slices = {
         "cases": len(found),
-        "weighted_log_loss": log_loss(scores, found),
-        "weighted_log_loss_of_prior": prior_log_loss(found, prior[columns]),
+        "weighted_log_loss": log_loss(scores, found) if len(found) else None,
+        "weighted_log_loss_of_prior": prior_log_loss(found, prior[columns]) if len(found) else None,
         "auc": {label: auc(scores[:, i], found[:, i]) for i, label in enumerate(labels)},
     }
-    scans = {
-        label: scan_figures(
-            scan_scores(readings, label=i, rule=rule), truth(readings, label=columns[i]), threshold=thresholds[label]
+    scans = {}
+    for i, label in enumerate(labels):
+        judged = labelled(readings, label=columns[i])
+        scans[label] = scan_figures(
+            scan_scores(judged, label=i, rule=rule), truth(judged, label=columns[i]), threshold=thresholds[label]
         ).to_json()
-        for i, label in enumerate(labels)
-    }
     return {"slices": slices, "scans": scans, "found_by_subtype": _by_subtype(readings, thresholds[ANY], rule)}
 
 
@@ -81,110 +75,98 @@ def _by_subtype(readings: Sequence[Read], threshold: float, rule: ScanRule) -> d
     called = scan_scores(readings, label=0, rule=rule) >= threshold
     shares = {}
     for index, label in enumerate(LABELS[1:], start=1):
-        bearing = truth(readings, label=index)
+        bearing = truth(readings, label=index)  # who is not known to bear it is no case of it
         shares[label] = rate(int((called & bearing).sum()), int(bearing.sum())).to_json()
     return shares
 
 
-def judge_on_heads(
-    directory: Path, population: Heads, *, work: Path, workers: int, fit_on: Heads | None = None
-) -> tuple[ModelCard, Features | None]:
-    """The card of the model in `directory` with its figures on phantom heads, and the features of its guard.
+@dataclass(frozen=True, kw_only=True)
+class Studies:
+    """Prepared scans, and the sources they come from."""
 
-    With `fit_on` calibration, operating points and guard are fitted anew on those heads, whose figures become those of
-    ``validation``; figures of before are dropped. The figures on `population` are those of ``unseen``.
+    scans: Sequence[Scan]
+    sources: Sequence[str]
+
+    def __str__(self) -> str:
+        """For example "100 scans of cq500:/data/cq500"."""
+        return f"{len(self.scans)} scans of {', '.join(self.sources)}"
+
+    def dealt(self, share: float) -> tuple[Studies, Studies]:
+        """The scans of this share of the patients, and those of the others; whose is whose never changes."""
+        dealt = split(self.patients, shares=(share, 1 - share), seed=0)
+        first, second = (replace(self, scans=heads.of(self.scans, patients)) for patients in dealt)
+        return first, second
+
+    @property
+    def patients(self) -> set[str]:
+        """Whose scans they are."""
+        return {scan.facts.patient for scan in self.scans}
+
+    def to_json(self) -> dict[str, Any]:
+        """What a card says of them."""
+        return {"sources": list(self.sources), "studies": len(self.scans)}
+
+
+def judge(
+    directory: Path, unseen: Studies, *, fit_on: Studies | None = None, device: torch.device
+) -> tuple[ModelCard, Features | None]:
+    """The card of the model in `directory` with its figures on `unseen`, and the features of its guard.
+
+    With `fit_on` calibration, operating points and guard are fitted anew on those studies, whose figures become those
+    of ``validation``; figures of before are dropped. All are prepared by the card's preprocessing.
 
     Raises
     ------
     LeakageError
-        When the model was made from some of these heads, or fitted on some that it shall be judged on.
+        When the model was made from studies of some of these patients, or fitted on some that it shall be judged on.
+    DataError
+        When there is no scan.
     """
+    if not unseen.scans or (fit_on and not fit_on.scans):
+        raise DataError("there is no study to judge the model on, or to fit it on")
     card, state = cards.load(directory)
-    watch = load_watch(directory, card)
+    _refuse_known(directory, card, unseen, fit_on)
+    watch = cards.load_watch(directory, card)
     features = watch.features if watch else None
     model = build(card)
     model.load_state_dict(state)
-    model.to(memory_format=model.memory_format)
-    for asked in (fit_on, population) if fit_on else (population,):
-        _refuse_known(card, asked)
-        heads.make(work, asked, {card.family: card.preprocessing}, workers=workers)
-    unseen = _described(model, card, population, work=work)
+    model.to(memory_format=model.memory_format).to(device)
+    described = describe(model, unseen.scans)
     if fit_on:
-        scans = _described(model, card, fit_on, work=work)
-        fitted = certainty.fit(model, scans, labels=card.labels, rule=card.rule, data=in_words(fit_on))
-        card = certainty.put(card, fitted, model, unseen, on=f"{in_words(population)} that it had not seen")
+        fitting = describe(model, fit_on.scans)
+        fitted = certainty.fit(model, fitting, labels=card.labels, rule=card.rule, data=str(fit_on))
+        card = certainty.put(card, fitted, model, described, on=f"{unseen} that it had not seen")
         features = fitted.watch.features if fitted.watch else None
-        validation = {"heads": fit_on.to_json(), **_groups(card, read(model, scans))}
         kept = {name: value for name, value in card.figures.items() if name not in ("test", "unseen")}
-        card = replace(card, figures={**kept, "validation": validation})
-    _refuse_fitted_on(card, population)
-    found = {"heads": population.to_json(), **_groups(card, read(model, unseen))}
+        validation = {"data": fit_on.to_json(), **groups(card, read(model, fitting))}
+        card = replace(card, figures={**kept, "tuned_on": sorted(fit_on.patients), "validation": validation})
+    found = {"data": unseen.to_json(), **groups(card, read(model, described))}
     return replace(card, figures={**card.figures, "unseen": found}), features
 
 
-def _described(model: ScanModel, card: ModelCard, population: Heads, *, work: Path) -> list[Described]:
-    """The heads with their descriptors, which are kept beside them under the digest of the weights."""
-    described = []
-    for seed in range(population.first, population.first + population.count):
-        folder = heads.place(work, card.family, seed)
-        kept = folder / f"descriptors-{card.sha256[:12]}.npy"
-        if not kept.exists():
-            (fresh,) = describe(model, [dataset.load(folder)])
-            np.save(kept, fresh.descriptors.numpy())
-        described.append(Described(scan=dataset.load(folder), descriptors=torch.from_numpy(np.load(kept))))
-    return described
-
-
-def in_words(population: Heads) -> str:
-    """For example "100 phantom heads (seeds 50000 to 50099)"."""
-    return f"{population.count} phantom heads (seeds {population.first} to {population.first + population.count - 1})"
-
-
-def _groups(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:
-    """Figures of readings that are not calibrated yet, as the card calibrates them."""
-    prior = np.array([card.figures["prior"][label] for label in LABELS])
+def groups(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:
+    """Figures of readings that are not calibrated yet, as the card calibrates them, in all and group by group."""
+    prior = np.array([card.figures.get("prior", {}).get(label, 0.5) for label in LABELS])
     calibrated = recalibrated(readings, card.calibration, labels=card.labels)
     return by_group(calibrated, labels=card.labels, thresholds=card.thresholds, rule=card.rule, prior=prior)
 
 
-def _refuse_known(card: ModelCard, population: Heads) -> None:
-    """Raises ``LeakageError`` where the model has learnt from some of these heads."""
-    _refuse_common(card, population, range(*card.figures["seeds"]))
+def _refuse_known(directory: Path, card: ModelCard, unseen: Studies, fit_on: Studies | None) -> None:
+    making = f"the making of {card.name}"
+    refuse_patients(
+        known_patients(directory, card, refit=fit_on is not None), unseen.patients, names=(making, "--data")
+    )
+    if fit_on:
+        refuse_patients(known_patients(directory, card, refit=True), fit_on.patients, names=(making, "--fit"))
+        refuse_overlap({"--fit": fit_on.scans, "--data": unseen.scans})
 
 
-def _refuse_fitted_on(card: ModelCard, population: Heads) -> None:
-    """Raises ``LeakageError`` where operating points and the like come from some of these heads."""
-    fitted_on = card.figures["validation"].get("heads", {"first": 0, "count": 0})
-    _refuse_common(card, population, range(fitted_on["first"], fitted_on["first"] + fitted_on["count"]))
+def known_patients(directory: Path, card: ModelCard, *, refit: bool) -> set[str]:
+    """The patients from whose studies the model was made, as it says itself.
 
-
-def _refuse_common(card: ModelCard, population: Heads, known: range) -> None:
-    last = population.first + population.count - 1
-    if population.first < known.stop and last >= known.start:
-        raise LeakageError(f"{card.name} was made from some of the heads {population.first} to {last}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Judge a model on phantom heads that it has not seen, and print the figures as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=main.__doc__)
-    parser.add_argument("model", type=Path, help="directory with card.json and weights.safetensors")
-    parser.add_argument("--first", type=int, default=50_000, help="seed of the first head")
-    parser.add_argument("--heads", type=int, default=200, help="how many heads")
-    parser.add_argument("--fit-first", type=int, default=20_250, help="seed of the first head that is fitted on")
-    parser.add_argument("--fit-heads", type=int, default=0, help="fit calibration, operating points and guard on these")
-    parser.add_argument("--work", type=Path, default=Path("runs/evaluation"), help="where heads are kept")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw heads")
-    parser.add_argument("--write", action="store_true", help="put what was fitted and measured into the card")
-    asked = parser.parse_args(argv)
-    keep_memory()
-    population = Heads(first=asked.first, count=asked.heads)
-    fit_on = Heads(first=asked.fit_first, count=asked.fit_heads) if asked.fit_heads else None
-    card, features = judge_on_heads(asked.model, population, work=asked.work, workers=asked.workers, fit_on=fit_on)
-    if asked.write:
-        cards.save(asked.model, card, cards.load(asked.model)[1], half=True, features=features)
-    json.dump(card.figures["unseen"], sys.stdout, indent=2)
-    sys.stdout.write("\n")
-
-
-if __name__ == "__main__":
-    main()
+    Those of its test are not among them, nor those on whom it was last fitted when a `refit` replaces that.
+    """
+    drawn = {heads.patient_of(seed) for seed in range(*card.figures.get("seeds", (0, 0)))}
+    tuned = set() if refit else set(card.figures.get("tuned_on", ()))
+    path = directory / DATASET_FILE
+    return drawn | tuned | (manifest.patients(path, besides=("test",)) if path.exists() else set())

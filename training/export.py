@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from inference import card as cards
 from inference.card import ModelCard, Provenance
 from inference.decision import ScanRule
 from inference.models import ScanModel
+from inference.novelty import Features
 from inference.preprocess import Preprocessing
 from inference.result import LABELS
 from training import certainty, evaluate
 from training.dataset import Scan
-from training.reading import read, recalibrated
+from training.manifest import DATASET_FILE
+from training.reading import read
 from training.stages import Described
 
 INTENDED_USE = (
@@ -43,9 +47,11 @@ class Description:
     rule: ScanRule
     recipe: str
     data: str
-    seeds: tuple[int, int]
-    """The first head and the one after the last, so that nobody judges the model on them."""
     seed: int
+    demonstration: bool
+    intended_use: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What else the card shall say about the training, such as the seeds of the heads it was made from."""
 
 
 def round_as_stored(model: nn.Module) -> None:
@@ -64,37 +70,50 @@ def export(
     training: Sequence[Scan],
     validation: Sequence[Described],
     test: Sequence[Described],
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> ModelCard:
     """Write the model to `directory` with what is fitted on `validation` and figures on `test`; return its card.
 
-    The descriptors must come from the model after `round_as_stored`, which is applied again to what stands behind them.
+    `beside` are files that are written beside the card, such as the list of the studies. The descriptors must come from
+    the model after `round_as_stored`, which is applied again to what stands behind them.
     """
     round_as_stored(model)
     fitted = certainty.fit(
         model, validation, labels=description.labels, rule=description.rule, data=f"{len(validation)} validation scans"
     )
-    prior = np.concatenate([scan.labels for scan in training]).mean(0)
-    card = _card(description, thresholds=fitted.thresholds, figures={})
-    card = certainty.put(card, fitted, model, test, on=f"{len(test)} scans of patients dealt aside")
-    how: dict[str, Any] = {
-        "labels": card.labels,
-        "thresholds": card.thresholds,
-        "rule": card.rule,
-        "prior": prior,
-    }
-    dealt = {"validation": validation, "test": test}
-    readings = {n: recalibrated(read(model, d), card.calibration, labels=card.labels) for n, d in dealt.items()}
     figures = {
-        **card.figures,
-        "claim": INTENDED_USE,
-        "seeds": list(description.seeds),
-        "heads": {"training": len(training), "validation": len(validation), "test": len(test)},
-        "prior": dict(zip(LABELS, prior.tolist(), strict=True)),
+        "claim": description.intended_use,
+        **description.figures,
+        "scans": {"training": len(training), "validation": len(validation), "test": len(test)},
+        "prior": dict(zip(LABELS, frequencies(training).tolist(), strict=True)),
         "operating_points_from": "validation",
-        **{name: evaluate.by_group(read_, **how) for name, read_ in readings.items()},
     }
+    card = _card(description, thresholds=fitted.thresholds, figures=figures)
+    card = certainty.put(card, fitted, model, test, on=f"{len(test)} scans of patients dealt aside")
+    sides = {"validation": validation, "test": test}
+    judged = {name: evaluate.groups(card, read(model, side)) if side else {} for name, side in sides.items()}
+    card = replace(card, figures={**card.figures, **judged})
     features = fitted.watch.features if fitted.watch else None
-    return cards.save(directory, replace(card, figures=figures), model.state_dict(), half=True, features=features)
+    card = cards.save(directory, card, model.state_dict(), half=True, features=features)
+    for name, content in beside.items():
+        (directory / name).write_bytes(content)
+    return card
+
+
+def rewrite(directory: Path, card: ModelCard, *, features: Features | None) -> None:
+    """The model in `directory` has this card and these features of its guard; weights and list of studies stay."""
+    path = directory / DATASET_FILE
+    listed = path.read_bytes() if path.exists() else None
+    cards.save(directory, card, cards.load(directory)[1], half=True, features=features)
+    if listed is not None:
+        path.write_bytes(listed)
+
+
+def frequencies(scans: Sequence[Scan]) -> NDArray[np.float64]:
+    """How often each of the six labels stands among the labelled slices; 0 where none is labelled."""
+    labels = np.concatenate([scan.labels for scan in scans])
+    counts = (~np.isnan(labels)).sum(0)
+    return np.asarray(np.nansum(labels, 0, dtype=np.float64) / np.maximum(counts, 1))
 
 
 def _card(description: Description, *, thresholds: dict[str, float], figures: dict[str, Any]) -> ModelCard:
@@ -107,8 +126,8 @@ def _card(description: Description, *, thresholds: dict[str, float], figures: di
         labels=description.labels,
         thresholds=thresholds,
         rule=description.rule,
-        demonstration=True,
-        intended_use=INTENDED_USE,
+        demonstration=description.demonstration,
+        intended_use=description.intended_use,
         provenance=Provenance(
             recipe=description.recipe,
             data=description.data,

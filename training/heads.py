@@ -1,28 +1,21 @@
-"""Phantom heads as training data: which heads are drawn, and where they lie once prepared for each model."""
+"""Phantom heads as labelled studies: which heads are drawn, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from inference.headcheck import check_head
-from inference.novelty import measure
-from inference.place import place_of
-from inference.preprocess import Preprocessing
 from inference.result import Json
-from inference.study import thumbnail
-from inference.volume import Slice
-from training import dataset
 from training.dataset import Scan
-from training.sources.phantom import PRESETS, PhantomStudy, Spec, make_study
+from training.sources.phantom import PRESETS, Spec, make_study
+from training.study import Arrays, CohortFacts, LabelledStudy, slice_digests, volume_key
+
+DRAWN = 2
+"""Raised when a seed draws another head, so that no cache gives the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,76 +41,24 @@ class Heads(Json):
         return preset, replace(PRESETS[preset], size=size, thickness_mm=thickness)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """A phantom study as `training.dataset.LabelledStudy`."""
-
-    study: PhantomStudy
-
-    @property
-    def hu(self) -> NDArray[np.int16]:
-        """Hounsfield units, (slices, rows, columns)."""
-        return self.study.hu
-
-    @property
-    def masks(self) -> NDArray[np.bool_]:
-        """One mask for each subtype, (5, slices, rows, columns)."""
-        return self.study.masks
-
-    @property
-    def labels(self) -> NDArray[np.float32]:
-        """0 or 1 for each slice, *any* first, (slices, 6)."""
-        return self.study.labels
-
-    @property
-    def pixel_spacing(self) -> tuple[float, float]:
-        """Distance of rows and of columns in mm."""
-        rows, columns = self.study.pixel_spacing.tolist()
-        return rows, columns
-
-    @property
-    def slices(self) -> tuple[Slice, ...]:
-        """The slices as a reader would have them from their files."""
-        x, y, z, u, v, w = self.study.orientation.tolist()
-        return tuple(
-            Slice(
-                sop_instance_uid=str(i),
-                hu=hu,
-                position=(position[0], position[1], position[2]),
-                orientation=(x, y, z, u, v, w),
-                pixel_spacing=self.pixel_spacing,
-                thickness=thickness,
-            )
-            for i, (hu, position, thickness) in enumerate(
-                zip(self.hu, self.study.positions.tolist(), self.study.thickness.tolist(), strict=True)
-            )
+def studies(heads: Heads) -> Iterator[LabelledStudy]:
+    """The heads in the order of their seeds; each is drawn when it is decoded."""
+    for seed in range(heads.first, heads.first + heads.count):
+        preset, spec = heads.spec(seed)
+        yield LabelledStudy(
+            source="phantom",
+            patient=patient_of(seed),
+            study_uid=f"phantom-{seed}",
+            group=preset,
+            key=volume_key("phantom", DRAWN, seed, asdict(spec)),
+            decode=partial(_drawn, seed, spec),
+            facts=CohortFacts(thickness_mm=spec.thickness_mm, spacing_mm=spec.thickness_mm),
         )
 
 
-def make(folder: Path, heads: Heads, models: Mapping[str, Preprocessing], *, workers: int = 1) -> None:
-    """Draw every head that is not on disk yet and write it to ``folder/model/seed`` for each of the `models`."""
-    seeds = range(heads.first, heads.first + heads.count)
-    missing = [s for s in seeds if not all((place(folder, name, s) / "scan.json").exists() for name in models)]
-    work = partial(_make_one, folder, heads, dict(models))
-    if workers == 1 or len(missing) < workers:
-        for seed in missing:
-            work(seed)
-        return
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        for _ in pool.map(work, missing):
-            pass
-
-
-def load(folder: Path, model: str, heads: Heads) -> list[Scan]:
-    """The prepared heads of one model, in the order of their seeds."""
-    return [dataset.load(place(folder, model, s)) for s in range(heads.first, heads.first + heads.count)]
-
-
-def place(folder: Path, model: str, seed: int) -> Path:
-    """Where head `seed` lies once it is prepared for one model."""
-    return folder / model / f"{seed:08d}"
+def patient_of(seed: int) -> str:
+    """The patient to whom the head of `seed` belongs. Not hashed: it is nobody."""
+    return f"phantom-{seed}"
 
 
 def of(scans: Sequence[Scan], patients: Sequence[str]) -> list[Scan]:
@@ -126,19 +67,17 @@ def of(scans: Sequence[Scan], patients: Sequence[str]) -> list[Scan]:
     return [scan for scan in scans if scan.facts.patient in wanted]
 
 
-def _make_one(folder: Path, heads: Heads, models: dict[str, Preprocessing], seed: int) -> None:
-    preset, spec = heads.spec(seed)
-    study = Head(study=make_study(seed=seed, spec=spec))
-    slices = study.slices
-    thumbnails = [thumbnail(piece) for piece in slices]
-    measures = measure(thumbnails, check_head(thumbnails))
-    for name, preprocessing in models.items():
-        dataset.prepare(
-            study,
-            place(folder, name, seed),
-            patient=f"phantom-{seed}",
-            group=preset,
-            preprocessing=preprocessing,
-            positions_mm=tuple(place_of(piece).position_mm for piece in slices),
-            measures=measures,
-        )
+def _drawn(seed: int, spec: Spec) -> Arrays:
+    study: Any = make_study(seed=seed, spec=spec)
+    bits = sum(mask.astype(np.uint8) << index for index, mask in enumerate(study.masks))
+    along = study.positions - study.positions[0]
+    return {
+        "hu": study.hu,
+        "spacing": np.asarray(study.pixel_spacing, np.float64),
+        "positions": np.linalg.norm(along, axis=1),
+        "thickness": np.asarray(study.thickness, np.float64),
+        "uids": np.array([str(place) for place in range(len(study.hu))]),
+        "digests": slice_digests(study.hu),
+        "labels": study.labels,
+        "masks": np.asarray(bits, np.uint8),
+    }

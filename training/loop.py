@@ -1,18 +1,20 @@
 """The training loop: any loss of a step, any optimiser, exact resume.
 
-A step's batch, its augmentation and its dropout depend only on the seed and on the step's number, so a run that was
-killed continues from its last checkpoint as if nothing had happened. Checkpoints are safetensors: nothing is unpickled.
+A batch, its augmentation and its dropout depend only on the seed and on the batch's number, so a run that was killed
+continues from its last checkpoint as if nothing had happened, and several processes take the steps that one would.
+Checkpoints are safetensors: nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,11 +24,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from inference.result import Json
 from training.errors import DivergedError, TrainingError
 from training.schedules import Schedule
+from training.team import ALONE, Team, device_of
 
-Report = Callable[[int, float, float], None]
-"""Receives the step, the mean loss since the last report, and the share of the budget that is spent."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a report says: how far training is, and what happened since the last report.
+
+    `loss` and `norm` (of the gradient, before clipping) are means over these steps, `share` is the part of the budget
+    that is spent, `seconds` all time spent, that of earlier lives of the run included.
+    """
+
+    step: int
+    share: float
+    seconds: float
+    loss: float
+    norm: float
+    rate: float
+
+
+Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +74,56 @@ class Keep:
     every: int = 200
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counters(Json):
+    """Where a run is: all of it that is neither the network nor the optimiser.
+
+    `loss` and `norm` are sums over the `counted` steps since the last report.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    counted: int = 0
+    loss: float = 0.0
+    norm: float = 0.0
+
+    def after(self, *, loss: float, norm: float, seconds: float) -> Counters:
+        """One step further."""
+        return Counters(
+            step=self.step + 1,
+            seconds=seconds,
+            counted=self.counted + 1,
+            loss=self.loss + loss,
+            norm=self.norm + norm,
+        )
+
+    def said(self, *, share: float, rate: float) -> Progress:
+        """As a report."""
+        means = {"loss": self.loss / self.counted, "norm": self.norm / self.counted}
+        return Progress(step=self.step, share=share, seconds=self.seconds, rate=rate, **means)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a recipe is carried out, whatever it trains.
+
+    `workers` threads make batches ahead of the network.
+    """
+
+    seed: int
+    minutes: float = math.inf
+    keep: Keep | None = None
+    report: Report | None = None
+    report_every: int = 50
+    team: Team = ALONE
+    workers: int = 2
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is trained."""
+        return device_of(self.team)
+
+
 def fit(
     model: nn.Module,
     optimizer: Optimizer,
@@ -65,6 +137,7 @@ def fit(
     keep: Keep | None = None,
     report: Report | None = None,
     report_every: int = 50,
+    team: Team = ALONE,
 ) -> int:
     """Train until the budget is spent and return the number of steps; a checkpoint under `keep` is continued.
 
@@ -72,51 +145,93 @@ def fit(
     ----------
     loss_at : callable
         The loss of one batch; must depend on nothing but the batch's number, the model and torch's random state,
-        which is seeded here before each step.
+        which is seeded here before each batch.
     clip : float
         Greatest norm of the gradient.
     accumulate : int
-        Batches whose gradients are averaged before each step.
+        Batches whose gradients are averaged before each step; the processes of `team` share them.
 
     Raises
     ------
     DivergedError
-        When the loss is not finite.
+        When the loss or the gradient is not finite. Nothing of that step is kept.
+    TrainingError
+        When the processes cannot share the batches of a step evenly.
     """
+    if accumulate % team.size:
+        raise TrainingError(f"{team.size} processes cannot share the {accumulate} batches of a step evenly")
     rates = [group["lr"] for group in optimizer.param_groups]
-    step, spent = resume(keep.path, model, optimizer) if keep and keep.path.exists() else (0, 0.0)
-    start, total, counted = time.monotonic() - spent, 0.0, 0
-    while (progress := budget.progress(step, time.monotonic() - start)) < 1:
-        torch.manual_seed(seed * 1_000_003 + step)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    now = resume(keep.path, model, optimizer) if keep and keep.path.exists() else Counters()
+    start = time.monotonic() - now.seconds
+    while (progress := team.agreed(budget.progress(now.step, time.monotonic() - start))) < 1:
+        factor = schedule(progress)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(progress)
+            group["lr"] = rate * factor
         optimizer.zero_grad(set_to_none=True)
-        for part in range(accumulate):
-            total += _descend(loss_at, step * accumulate + part, share=1 / accumulate)
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        numbers = range(now.step * accumulate + team.rank, (now.step + 1) * accumulate, team.size)
+        loss = _descend(loss_at, numbers, parameters, share=1 / accumulate, seed=seed, team=team)
+        norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise DivergedError(_diverged(now.step, loss, norm, keep))
         optimizer.step()
-        step, counted = step + 1, counted + 1
-        if report and step % report_every == 0:
-            report(step, total / counted, progress)
-            total, counted = 0.0, 0
-        if keep and step % keep.every == 0:
-            save(keep.path, model, optimizer, step=step, seconds=time.monotonic() - start)
+        now = now.after(loss=loss, norm=norm, seconds=time.monotonic() - start)
+        if report and (now.step % report_every == 0 or budget.progress(now.step, 0) == 1):
+            report(now.said(share=progress, rate=rates[0] * factor))
+            now = replace(now, counted=0, loss=0.0, norm=0.0)
+        if keep and now.step % keep.every == 0:
+            _save_together(keep.path, model, optimizer, now, team=team)
     if keep:
-        save(keep.path, model, optimizer, step=step, seconds=time.monotonic() - start)
-    return step
+        _save_together(keep.path, model, optimizer, now, team=team)
+    return now.step
 
 
-def _descend(loss_at: Callable[[int], Tensor], number: int, *, share: float) -> float:
-    """Add `share` of the gradient of batch `number`, and return that share of its loss."""
-    loss = loss_at(number) * share
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise DivergedError(f"the loss of batch {number} is {value}")
-    torch.autograd.backward(loss)
-    return value
+def _descend(
+    loss_at: Callable[[int], Tensor],
+    numbers: Iterable[int],
+    parameters: Sequence[nn.Parameter],
+    *,
+    share: float,
+    seed: int,
+    team: Team,
+) -> float:
+    """The gradients of this step's batches, summed over the team, each times `share`; returns the loss likewise."""
+    total = 0.0
+    for number in numbers:
+        torch.manual_seed(seed * 1_000_003 + number)
+        loss = loss_at(number) * share
+        total += float(loss.detach())
+        torch.autograd.backward(loss)
+    if team.size > 1:
+        for parameter in parameters:
+            if parameter.grad is None:  # the others may have one
+                parameter.grad = torch.zeros_like(parameter)
+        whole = torch.tensor(total, device=parameters[0].device)
+        team.sum_([whole, *(p.grad for p in parameters if p.grad is not None)])
+        total = float(whole)
+    return total
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, *, step: int, seconds: float) -> None:
+def _diverged(step: int, loss: float, norm: float, keep: Keep | None) -> str:
+    said = f"step {step}: the loss is {loss}, the norm of the gradient {norm}; the learning rate may be too high"
+    if keep and keep.path.exists():
+        said += f". The last good checkpoint is {keep.path}"
+    return said
+
+
+def _save_together(path: Path, model: nn.Module, optimizer: Optimizer, now: Counters, *, team: Team) -> None:
+    """As `save`, by one process of the team; running statistics become the mean over all of them."""
+    if team.size > 1:
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        team.sum_(statistics)
+        for buffer in statistics:
+            buffer.div_(team.size)
+    if team.leads:
+        save(path, model, optimizer, now)
+    team.wait()
+
+
+def save(path: Path, model: nn.Module, optimizer: Optimizer, now: Counters) -> None:
     """Write model, optimiser and counters to `path`, whole or not at all."""
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -127,12 +242,14 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, *, step: int, secon
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": str(step), "seconds": repr(seconds)})
+    save_file(tensors, partial, metadata={name: repr(value) for name, value in now.to_json().items()})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 
-def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, float]:
-    """Load what `save` wrote and return the step and the seconds spent; another network's file is refused."""
+def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> Counters:
+    """Load what `save` wrote and return where it was; another network's file is refused."""
     tensors = load_weights(path, model)
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -142,7 +259,7 @@ def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, flo
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
-    return int(facts["step"]), float(facts["seconds"])
+    return Counters(**{name: json.loads(facts[name]) for name in Counters().to_json()})
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -164,9 +281,10 @@ def without_decay(modules: Iterable[nn.Module], *, decay: float) -> list[dict[st
     ]
 
 
-def autocast() -> torch.autocast:
-    """Mixed precision in bfloat16 where the processor computes in it, and none elsewhere."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16())
+def autocast(device: torch.device = CPU) -> torch.autocast:
+    """Mixed precision in bfloat16 where the device computes in it, and none elsewhere."""
+    enabled = torch.cuda.is_bf16_supported() if device.type == "cuda" else _has_bfloat16()
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 @cache

@@ -26,18 +26,20 @@ def weighted_log_loss(logits: Tensor, labels: Tensor, *, positive_weight: float 
     Parameters
     ----------
     logits, labels : Tensor
-        Shape ``(..., labels)``, *any* first. Soft labels (0..1) are allowed: CutMix makes them.
+        Shape ``(..., labels)``, *any* first. Soft labels (0..1) are allowed: CutMix makes them. A label that is NaN,
+        because nobody said, adds nothing.
     positive_weight : float
         Multiplies the positive term; 1 is the metric itself.
     """
     weights = label_weights(logits.shape[-1]).to(logits.device)
+    known = ~labels.isnan()
     losses = functional.binary_cross_entropy_with_logits(
         logits.float(),
-        labels.float(),
+        labels.float().where(known, 0.5),
         reduction="none",
         pos_weight=torch.full((logits.shape[-1],), positive_weight, device=logits.device),
     )
-    return (losses * weights).sum(-1).mean() / weights.sum()
+    return (losses * weights * known).sum(-1).mean() / weights.sum()
 
 
 def attention_loss(

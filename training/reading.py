@@ -33,8 +33,9 @@ class Read:
 def read(model: ScanModel, described: Sequence[Described]) -> list[Read]:
     """Every scan read whole from its descriptors; the scores are not calibrated."""
     model.eval()
+    device = next(model.parameters()).device
     return [
-        Read(scan=one.scan, scores=model.decide(one.descriptors[None])[0].double().sigmoid().numpy())
+        Read(scan=one.scan, scores=model.decide(one.descriptors[None].to(device))[0].double().sigmoid().cpu().numpy())
         for one in described
     ]
 
@@ -62,6 +63,7 @@ def scan_scores(readings: Sequence[Read], *, label: int, rule: ScanRule) -> Scor
             judge(
                 reading.scores[:, label],
                 positions_mm=reading.scan.facts.positions_mm or range(len(reading.scan)),
+                thickness_mm=reading.scan.facts.thicknesses_mm or None,
                 rule=rule,
                 threshold=0.5,
             ).score
@@ -71,5 +73,15 @@ def scan_scores(readings: Sequence[Read], *, label: int, rule: ScanRule) -> Scor
 
 
 def truth(readings: Sequence[Read], *, label: int) -> NDArray[np.bool_]:
-    """Whether any slice of each scan bears the label."""
-    return np.array([bool(reading.scan.labels[:, label].any()) for reading in readings])
+    """Whether each scan bears the label; those of which nobody said are to be left out before: see `labelled`."""
+    return np.array([bool(reading.scan.study_labels[label] == 1) for reading in readings], bool)
+
+
+def labelled(readings: Sequence[Read], *, label: int) -> list[Read]:
+    """The scans of which somebody said whether they bear the label."""
+    return [reading for reading in readings if not np.isnan(reading.scan.study_labels[label])]
+
+
+def labelled_throughout(readings: Sequence[Read], *, label: int) -> list[Read]:
+    """The scans of which somebody said it of each slice."""
+    return [reading for reading in readings if not np.isnan(reading.scan.labels[:, label]).any()]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inference.models import ScanModel
 from training.dataset import Batch, Sampler, Sampling, Scan
-from training.loop import Budget, Keep, Report, autocast, fit, without_decay
+from training.loop import Budget, Keep, Progress, Report, autocast, fit, without_decay
 from training.losses import weighted_log_loss
 from training.schedules import warmup_cosine
 
@@ -50,8 +50,8 @@ def train_stage(
     model.to(memory_format=torch.channels_last)
     model.train()
 
-    def loss_at(step: int) -> Tensor:
-        batch = sampler.batch(torch.Generator().manual_seed(seed * 1_000_003 + step))
+    def loss_at(number: int) -> Tensor:
+        batch = sampler.numbered(number, seed=seed)
         with autocast():
             return loss(batch)
 
@@ -81,15 +81,16 @@ class Described:
 
 @torch.inference_mode()
 def describe(model: ScanModel, scans: Sequence[Scan]) -> list[Described]:
-    """Every slice of every scan encoded once, as serving does it; descriptors are float32."""
+    """Every slice of every scan encoded once, as serving does it; descriptors are float32, on the CPU."""
     model.eval()
+    device = next(model.parameters()).device
     described = []
     for scan in scans:
-        parts = []
+        parts, images = [], scan.images
         for first in range(0, len(scan), CHUNK):
-            images = torch.from_numpy(scan.images[first : first + CHUNK].astype(np.float32))
-            with autocast():
-                parts.append(model.encode(images).float())
+            chunk = torch.from_numpy(images[first : first + CHUNK].astype(np.float32)).to(device)
+            with autocast(device):
+                parts.append(model.encode(chunk).float().cpu())
         described.append(Described(scan=scan, descriptors=torch.cat(parts)))
     return described
 
@@ -131,7 +132,7 @@ def train_sequence(
         logits = model.decide(nn.functional.dropout(descriptors, dropout))
         return weighted_log_loss(logits, labels[..., : logits.shape[-1]])
 
-    def keep_best(step: int, _: float, __: float) -> None:
+    def keep_best(_: Progress) -> None:
         nonlocal best, kept
         found = sequence_loss(model, validation)
         if found < best:

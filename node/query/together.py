@@ -20,10 +20,16 @@ def together(*services: Service) -> Service:
         syntaxes = frozenset(str(uid) for uid, _ in service.contexts)
         for event, handler, arguments in service.handlers:
             bound[event].append((syntaxes, handler, arguments))
+
+    def close() -> None:
+        for service in services:
+            service.close()
+
     return Service(
         contexts=tuple(context for service in services for context in service.contexts),
         handlers=tuple((event, *_one(candidates)) for event, candidates in bound.items()),
         reversible=frozenset[str]().union(*(service.reversible for service in services)),
+        close=close,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import mmap
 import struct
 import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -64,8 +67,17 @@ class Described:
     facts: dict[str, Any]
 
 
-def describe(data: BytesIO, *, transfer_syntax_uid: str, facts: Facts) -> Described:
-    """What the data set says about itself.
+Source = BytesIO | mmap.mmap
+"""An encoded data set, in memory or in a file; neither is copied."""
+
+
+def view_of(source: Source) -> memoryview:
+    """All bytes of the source, not copied."""
+    return source.getbuffer() if isinstance(source, BytesIO) else memoryview(source)
+
+
+def describe(data: Source, *, transfer_syntax_uid: str, facts: Facts, start: int = 0) -> Described:
+    """What the data set says about itself that begins at `start` of `data`.
 
     Real scanners' headers are read as tolerantly as pydicom can. Refused is only what could not be stored or found
     again: bytes that are not a data set, one that breaks off in the middle, a missing UID or one that is not a UID.
@@ -76,7 +88,7 @@ def describe(data: BytesIO, *, transfer_syntax_uid: str, facts: Facts) -> Descri
         The message says what is wrong, without quoting any value.
     """
     try:
-        dataset = _header(data, UID(transfer_syntax_uid))
+        dataset = _header(data, start, UID(transfer_syntax_uid))
         return Described(
             sop_class_uid=_uid(dataset, "SOPClassUID"),
             sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
@@ -92,8 +104,10 @@ def describe(data: BytesIO, *, transfer_syntax_uid: str, facts: Facts) -> Descri
         raise CannotUnderstand("the data set cannot be read") from error
 
 
-def _header(data: BytesIO, syntax: UID) -> Dataset:
-    source = _inflated(data) if syntax.is_deflated else data
+def _header(data: Source, start: int, syntax: UID) -> Dataset:
+    source: Source = data
+    if syntax.is_deflated:
+        source, start = _inflated(view_of(data)[start:]), 0
     pixels: list[tuple[int, int]] = []
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -102,12 +116,12 @@ def _header(data: BytesIO, syntax: UID) -> Dataset:
         pixels.append((source.tell(), length))
         return True
 
-    source.seek(0)
-    dataset = read_dataset(source, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=at_pixels)
+    source.seek(start)
+    dataset = read_dataset(cast(BinaryIO, source), syntax.is_implicit_VR, syntax.is_little_endian, stop_when=at_pixels)
     if pixels:
         _check_pixels_are_whole(source, *pixels[-1], little_endian=syntax.is_little_endian)
     else:
-        _check_elements_are_whole(source, dataset)
+        _check_elements_are_whole(source, start, dataset)
     if not len(dataset):
         raise CannotUnderstand("the data set is empty")
     meta = FileMetaDataset()
@@ -116,9 +130,9 @@ def _header(data: BytesIO, syntax: UID) -> Dataset:
     return dataset
 
 
-def _inflated(data: BytesIO) -> BytesIO:
+def _inflated(data: memoryview) -> BytesIO:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)  # PS3.5 A.5: raw deflate, RFC 1951
-    plain = inflate.decompress(data.getbuffer(), LARGEST_INFLATED)
+    plain = inflate.decompress(data, LARGEST_INFLATED)
     if inflate.unconsumed_tail:
         raise CannotUnderstand("the deflated data set is too large")
     if not inflate.eof:
@@ -126,12 +140,12 @@ def _inflated(data: BytesIO) -> BytesIO:
     return BytesIO(plain)
 
 
-def _check_pixels_are_whole(source: BytesIO, start: int, length: int, *, little_endian: bool) -> None:
-    size = source.getbuffer().nbytes
+def _check_pixels_are_whole(source: Source, start: int, length: int, *, little_endian: bool) -> None:
+    size = view_of(source).nbytes
     if length != _UNDEFINED:
         whole = start + length <= size
     else:
-        whole = _fragments_end(source.getbuffer(), start, little_endian=little_endian)
+        whole = _fragments_end(view_of(source), start, little_endian=little_endian)
     if not whole:
         raise CannotUnderstand("the data set breaks off within its pixels")
 
@@ -150,12 +164,12 @@ def _fragments_end(data: memoryview, at: int, *, little_endian: bool) -> bool:
     return False
 
 
-def _check_elements_are_whole(source: BytesIO, dataset: Dataset) -> None:
+def _check_elements_are_whole(source: Source, start: int, dataset: Dataset) -> None:
     # pydicom forgives a data set that breaks off: it warns of an open sequence and cuts the last value short. What
     # holds no pixels is small enough to be walked once more by its generator, which does raise EOFError.
     implicit, little_endian = dataset.original_encoding
-    source.seek(0)
-    for last in deque(data_element_generator(source, bool(implicit), bool(little_endian)), maxlen=1):
+    source.seek(start)
+    for last in deque(data_element_generator(cast(BinaryIO, source), bool(implicit), bool(little_endian)), maxlen=1):
         if isinstance(last, RawDataElement) and len(last.value or b"") < last.length != _UNDEFINED:
             raise CannotUnderstand("the data set breaks off within an element")
 
@@ -172,9 +186,25 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 
 def _patient_and_study(dataset: Dataset) -> dict[str, Any]:
+    elements: list[Any] = [dataset.get_item(keyword) for keyword in HEADER_KEYWORDS if keyword in dataset]
+    raw = tuple(element._replace(value_tell=0) for element in elements if isinstance(element, RawDataElement))
+    charset = dataset.original_character_set
+    names = (charset,) if isinstance(charset, str) else tuple(charset)
+    if len(raw) == len(elements):
+        as_json: dict[str, Any] = json.loads(_as_json(raw, names))
+        return as_json
     header = Dataset()
-    for keyword in HEADER_KEYWORDS:
-        if keyword in dataset:
-            header[keyword] = dataset[keyword]
-    as_json: dict[str, Any] = header.to_json_dict()
-    return as_json
+    for element in elements:
+        header[element.tag] = dataset[element.tag]
+    return header.to_json_dict()
+
+
+@functools.lru_cache(maxsize=256)
+def _as_json(elements: tuple[RawDataElement, ...], charset: tuple[str, ...]) -> str:
+    # The slices of a study agree in all of it, and taking values apart costs as much as finding all elements.
+    header = Dataset({element.tag: element for element in elements})
+    first = elements[0] if elements else None
+    header.set_original_encoding(
+        first is not None and first.is_implicit_VR, first is None or first.is_little_endian, list(charset)
+    )
+    return json.dumps(header.to_json_dict())

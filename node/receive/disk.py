@@ -27,9 +27,9 @@ class Disk:
     down to nothing. `reserve` closes the remaining hole: an object larger than the room above the watermark would
     pass the first test and then fill the disk, so no object may leave less than `reserve` behind it.
 
-    Nothing is preallocated: the reserve is kept from reception, not from other programs on the same file system.
-    Objects being written at this moment are not counted, so reception can overshoot by what its associations hold in
-    flight, one object each.
+    Nothing but the journal (at most 256 MB) is preallocated: the reserve is kept from reception, not from other
+    programs on the same file system. Objects being written at this moment are not counted, so reception can overshoot
+    by what its associations hold in flight, one object each.
 
     Parameters
     ----------

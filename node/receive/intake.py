@@ -11,15 +11,18 @@ from io import BytesIO
 import pydicom.config
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import audit, instances
 from db.engine import Database
 from db.instances import Instance, NewInstance
 from db.states import SetAsideKind
 from node.errors import CannotUnderstand, DataSetMismatch, IntakeError, OutOfResources
-from node.log import log
+from node.receive import aside
 from node.receive.archive import Archive, NewFile
-from node.receive.dataset import Described, Facts, describe
+from node.receive.aside import Aside
+from node.receive.dataset import Described, Facts, Source, describe, view_of
 from node.receive.disk import Disk
+from node.receive.journal import SEGMENT_BYTES, Entry
+from node.receive.keeping import LARGEST_JOURNALLED, Keeper
+from node.receive.spool import Spool, Spooled
 from node.receive.uids import is_uid
 
 KEPT_ASIDE_STATUS = 0xB000
@@ -55,16 +58,29 @@ class StoreRequest:
     transfer_syntax_uid: str
     sop_class_uid: str
     sop_instance_uid: str
-    data: BytesIO
+    data: BytesIO | Spooled
+    """In memory, which is not copied but while the kernel writes it; or in a file (see `Intake.spool`), which becomes
+    the archive's own or is removed, whatever the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arrived:
+    """A request with its bytes at hand, which `source` holds from `start` on."""
+
+    request: StoreRequest
+    source: Source
+    start: int
+    file: NewFile
 
     @property
     def size(self) -> int:
-        """The bytes of the encoded data set."""
-        return self.data.getbuffer().nbytes
+        return self.file.data.nbytes
 
 
 class Intake:
     """Takes objects one by one; may be used by any number of threads.
+
+    In memory are the objects that the threads hand over, and nothing else: no copy of any, and a constant besides.
 
     Parameters
     ----------
@@ -76,14 +92,55 @@ class Intake:
         Whether there is room.
     facts : callable
         See `node.receive.dataset.Facts`.
+    flush : bool
+        False: nothing is durable; for test rigs alone.
+    segment_bytes : int
+        See `node.receive.journal.Journal`.
     """
 
-    def __init__(self, *, archive: Archive, database: Database, disk: Disk, facts: Facts) -> None:
+    def __init__(
+        self,
+        *,
+        archive: Archive,
+        database: Database,
+        disk: Disk,
+        facts: Facts,
+        flush: bool = True,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
         _quiet()
         self._archive = archive
         self._database = database
         self._disk = disk
         self._facts = facts
+        self._keeper = Keeper(
+            archive=archive,
+            database=database,
+            conflict=self._keep_conflict,
+            flush=flush,
+            segment_bytes=segment_bytes,
+        )
+
+    def close(self) -> None:
+        """Nothing is taken any more; what was is durable in file and row, so that the next start has nothing to do."""
+        self._keeper.close()
+
+    def spool(self, *, transfer_syntax_uid: str, sop_class_uid: str, sop_instance_uid: str, calling_ae: str) -> Spool:
+        """A file for a data set that is too large for memory; what it finishes as is the `data` of its `StoreRequest`.
+
+        Raises
+        ------
+        OutOfResources
+            As does every write to it: the disk is below its watermark, or cannot be written.
+        """
+        return Spool(
+            archive=self._archive,
+            disk=self._disk,
+            transfer_syntax_uid=transfer_syntax_uid,
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            calling_ae=calling_ae,
+        )
 
     def take(self, request: StoreRequest) -> Taken:
         """The object survives power loss: in the archive with its row, or set aside with its reason.
@@ -91,33 +148,46 @@ class Intake:
         Raises
         ------
         OutOfResources
-            Nothing was kept: the disk is below its watermark, or the disk or the database failed.
+            Nobody was told that it is kept: the disk is below its watermark, or the disk or the database failed.
         DataSetMismatch, CannotUnderstand
             The object was set aside; the message is what the sender may be told, and holds no value of the data set.
         """
         try:
-            return self._take(request)
+            return self._take(_arrived(request))
         except OSError as error:
             raise OutOfResources("the archive cannot be written") from error
         except SQLAlchemyError as error:
             raise OutOfResources("the database cannot be written") from error
+        finally:
+            if isinstance(request.data, Spooled):
+                request.data.path.unlink(missing_ok=True)
 
-    def _take(self, request: StoreRequest) -> Taken:
-        if not self._disk.has_room_for(request.size):
+    def _take(self, arrived: _Arrived) -> Taken:
+        # What was spooled is on the disk already.
+        if not self._disk.has_room_for(0 if arrived.file.spooled else arrived.size):
             raise OutOfResources("the disk is below its watermark")
-        digest = hashlib.sha256(request.data.getbuffer()).hexdigest()
         try:
-            described = self._understood(request)
+            described = self._understood(arrived)
         except (CannotUnderstand, DataSetMismatch) as error:
-            self._set_aside(request, digest, error)
+            self._set_aside(arrived, error)
             raise
-        known = self._known(described.sop_instance_uid)
+        entry = self._written(arrived, described)
+        known = self._keeper.keep(entry)
         if known is None:
-            known = self._add(request, digest, described)
-        return Taken.STORED if known is None else self._again(request, digest, known)
+            return Taken.STORED
+        if known.digest == entry.instance.digest:
+            return Taken.KNOWN  # and its file stands as it was, or stands again
+        self._keep_conflict(entry, known)
+        return Taken.KEPT_ASIDE
 
-    def _understood(self, request: StoreRequest) -> Described:
-        described = describe(request.data, transfer_syntax_uid=request.transfer_syntax_uid, facts=self._facts)
+    def _understood(self, arrived: _Arrived) -> Described:
+        request = arrived.request
+        described = describe(
+            arrived.source,
+            transfer_syntax_uid=request.transfer_syntax_uid,
+            facts=self._facts,
+            start=arrived.start,
+        )
         if request.sop_class_uid != request.abstract_syntax_uid:
             raise DataSetMismatch("the SOP Class UID is not the presentation context's")
         if request.sop_class_uid != described.sop_class_uid:
@@ -126,13 +196,11 @@ class Intake:
             raise DataSetMismatch("the data set has another SOP Instance UID")
         return described
 
-    def _known(self, sop_instance_uid: str) -> Instance | None:
-        with self._database.read() as tx:
-            return instances.find(tx, sop_instance_uid)
-
-    def _add(self, request: StoreRequest, digest: str, described: Described) -> Instance | None:
+    def _written(self, arrived: _Arrived, described: Described) -> Entry:
+        request, file = arrived.request, arrived.file
+        by_itself = file.spooled is not None or arrived.size > LARGEST_JOURNALLED
         path, size = self._archive.store(
-            _file(request, digest), study_uid=described.study_uid, series_uid=described.series_uid
+            file, study_uid=described.study_uid, series_uid=described.series_uid, durable=by_itself
         )
         new = NewInstance(
             sop_instance_uid=described.sop_instance_uid,
@@ -142,81 +210,71 @@ class Intake:
             transfer_syntax_uid=request.transfer_syntax_uid,
             path=path,
             size=size,
-            digest=digest,
+            digest=file.digest,
             association_id=request.association_id,
             calling_ae=request.calling_ae,
             facts=described.facts,
             header=described.header,
         )
-        with self._database.write() as tx:
-            known = instances.add(tx, new)
-        if known is not None and known.path != path:
-            self._archive.discard(path)  # another association was faster with another object; this one goes aside
-        return known
+        return Entry(instance=new, content=() if by_itself else file.parts)
 
-    def _again(self, request: StoreRequest, digest: str, known: Instance) -> Taken:
-        if digest != known.digest:
-            self._keep_conflict(request, digest, known)
-            return Taken.KEPT_ASIDE
-        if not self._archive.holds(known.path, size=known.size):
-            self._archive.store(_file(request, digest), study_uid=known.study_uid, series_uid=known.series_uid)
-            log().warning("file_restored", sop_instance_uid=known.sop_instance_uid, path=known.path)
-        return Taken.KNOWN
-
-    def _keep_conflict(self, request: StoreRequest, digest: str, known: Instance) -> None:
-        self._keep(
-            request,
-            digest,
-            kind=SetAsideKind.CONFLICT,
-            status=KEPT_ASIDE_STATUS,
-            reason=KEPT_ASIDE_COMMENT,
-            study_uid=known.study_uid,
+    def _keep_conflict(self, entry: Entry, known: Instance) -> None:
+        new = entry.instance
+        path, size = self._archive.move_aside(new.path, digest=new.digest, kind=SetAsideKind.CONFLICT)
+        aside.record(
+            self._database,
+            Aside(
+                kind=SetAsideKind.CONFLICT,
+                status=KEPT_ASIDE_STATUS,
+                reason=KEPT_ASIDE_COMMENT,
+                path=path,
+                size=size,
+                digest=new.digest,
+                association_id=new.association_id,
+                calling_ae=new.calling_ae,
+                sop_class_uid=new.sop_class_uid,
+                sop_instance_uid=new.sop_instance_uid,
+                study_uid=known.study_uid,
+            ),
         )
 
-    def _set_aside(self, request: StoreRequest, digest: str, error: IntakeError) -> None:
+    def _set_aside(self, arrived: _Arrived, error: IntakeError) -> None:
+        request = arrived.request
         kind = SetAsideKind.MISMATCH if isinstance(error, DataSetMismatch) else SetAsideKind.UNREADABLE
-        self._keep(request, digest, kind=kind, status=error.status, reason=str(error))
-
-    def _keep(
-        self,
-        request: StoreRequest,
-        digest: str,
-        *,
-        kind: SetAsideKind,
-        status: int,
-        reason: str,
-        study_uid: str | None = None,
-    ) -> None:
+        path, size = self._archive.set_aside(arrived.file, kind=kind)
         # What is not a UID may be anything, a patient's name included: it stays in the file and goes no further.
-        sop_class_uid = request.sop_class_uid if is_uid(request.sop_class_uid) else None
-        sop_instance_uid = request.sop_instance_uid if is_uid(request.sop_instance_uid) else None
-        path, size = self._archive.set_aside(_file(request, digest), kind=kind)
-        with self._database.write() as tx:
-            if not instances.set_aside_digest_known(tx, sop_instance_uid=sop_instance_uid, digest=digest):
-                instances.keep_aside(
-                    tx, kind=kind, status=status, reason=reason, path=path, size=size, digest=digest,
-                    association_id=request.association_id, calling_ae=request.calling_ae,
-                    sop_class_uid=sop_class_uid, sop_instance_uid=sop_instance_uid,
-                )  # fmt: skip
-                audit.record(
-                    tx, "set_aside", study_uid=study_uid, kind=kind, status=status, reason=reason,
-                    sop_instance_uid=sop_instance_uid, calling_ae=request.calling_ae,
-                )  # fmt: skip
-        log().warning(
-            "set_aside", kind=str(kind), status=f"0x{status:04X}", reason=reason, path=path,
-            sop_instance_uid=sop_instance_uid, association_id=request.association_id, calling_ae=request.calling_ae,
-        )  # fmt: skip
+        aside.record(
+            self._database,
+            Aside(
+                kind=kind,
+                status=error.status,
+                reason=str(error),
+                path=path,
+                size=size,
+                digest=arrived.file.digest,
+                association_id=request.association_id,
+                calling_ae=request.calling_ae,
+                sop_class_uid=request.sop_class_uid if is_uid(request.sop_class_uid) else None,
+                sop_instance_uid=request.sop_instance_uid if is_uid(request.sop_instance_uid) else None,
+            ),
+        )
 
 
-def _file(request: StoreRequest, digest: str) -> NewFile:
-    return NewFile(
-        data=request.data.getbuffer(),
-        digest=digest,
+def _arrived(request: StoreRequest) -> _Arrived:
+    spooled = request.data if isinstance(request.data, Spooled) else None
+    source: Source = request.data.opened() if isinstance(request.data, Spooled) else request.data
+    start = spooled.start if spooled else 0
+    data = view_of(source)[start:]
+    file = NewFile(
+        data=data,
+        digest=hashlib.sha256(data).hexdigest(),
         transfer_syntax_uid=request.transfer_syntax_uid,
         sop_class_uid=request.sop_class_uid,
         sop_instance_uid=request.sop_instance_uid,
         source_ae=request.calling_ae,
+        spooled=spooled.path if spooled else None,
     )
+    return _Arrived(request=request, source=source, start=start, file=file)
 
 
 def _quiet() -> None:

@@ -130,6 +130,8 @@ class Scp:
         self._tend()
         for association in self._roll.open():
             self._roll.leave(association, ABORTED)
+        for service in self._services:
+            service.close()
         log().info("stopped_listening", drained=drained)
 
     def detail(self) -> dict[str, Any]:

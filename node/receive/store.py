@@ -35,8 +35,9 @@ from node.log import log
 from node.receive.archive import Archive
 from node.receive.dataset import Facts
 from node.receive.disk import Disk
+from node.receive.files import Files
 from node.receive.intake import KEPT_ASIDE_COMMENT, KEPT_ASIDE_STATUS, Intake, StoreRequest, Taken
-from node.receive.roll import association_id_of, failure, receiver_name
+from node.receive.roll import association_id_of, failure
 from node.receive.uids import NATIVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, is_storage_class, preferred_syntaxes
 from node.service import Service
 
@@ -56,9 +57,10 @@ def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
     facts : callable
         What the index keeps about an instance, see `node.receive.dataset.Facts`.
     """
-    archive = Archive(root=settings.archive, receiver=receiver_name(settings))
+    flush = settings.receive.flush
+    archive = Archive(root=settings.archive, files=Files(flush=flush))
     archive.prepare()
-    return service_of(Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts))
+    return service_of(Intake(archive=archive, database=database, disk=Disk.of(settings), facts=facts, flush=flush))
 
 
 def service_of(intake: Intake) -> Service:
@@ -75,6 +77,7 @@ def service_of(intake: Intake) -> Service:
             (evt.EVT_SOP_COMMON, _private_classes_are_storage, []),
             (evt.EVT_C_STORE, _c_store, [intake]),
         ),
+        close=intake.close,
     )
 
 

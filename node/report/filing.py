@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,11 @@ from node.log import log
 from node.report.content import Device, key_slice_uids
 from node.report.identifiers import report_path
 from node.report.sr import Predecessor, build, to_bytes
+
+UNFINISHED = ".unfinished"
+"""The folder of reports that are being written, beside those of the studies."""
+LEFTOVER_SECONDS = 3600.0
+"""Older than this, an unfinished report was left by a process that was killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,7 @@ def file_report(database: Database, *, archive: Path, settings: Settings, versio
         institution=settings.report.institution,
         department=settings.report.department,
     )
+    _clear_leftovers(archive)
     # Several destinations ask at the same moment; one of them builds.
     building = threading.Lock()
 
@@ -159,8 +167,10 @@ def _zone(image: Dataset) -> dt.tzinfo | None:
 
 def _write_durably(path: Path, content: bytes) -> None:
     """The file is whole under its name and survives power loss: written aside, synchronised, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    unfinished = path.parent.parent / UNFINISHED
+    for folder in (unfinished, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    aside = unfinished / uuid.uuid4().hex
     try:
         with aside.open("wb") as file:
             file.write(content)
@@ -171,6 +181,13 @@ def _write_durably(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
     for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
         _synchronise(folder)
+
+
+def _clear_leftovers(archive: Path) -> None:
+    for path in (archive / "reports" / UNFINISHED).glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process is clearing too
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def _synchronise(folder: Path) -> None:

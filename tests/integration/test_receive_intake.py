@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import shutil
 import threading
-from io import BytesIO
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from db import audit, studies
 from db.engine import Database
 from db.states import SetAsideKind
 from node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
+from node.log import configure
 from node.receive.archive import Archive
 from node.receive.disk import Disk
+from node.receive.files import Files, Parts
 from node.receive.intake import Intake, StoreRequest, Taken
-from tests.receiving import a_slice, aside, digest_on_disk, encoded, facts, parts_being_written, stored
+from tests.receiving import a_request, a_slice, aside, digest_on_disk, encoded, facts, parts_being_written, stored
 
 PLENTY = 10**12
 
@@ -32,33 +39,40 @@ def database(either_database: Database) -> Database:
 
 
 @pytest.fixture
+def told() -> Iterator[Callable[[], str]]:
+    """What has been logged."""
+    stream = StringIO()
+    configure(level="info", part="receive", stream=stream)
+    yield stream.getvalue
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Database]:
+    """A second database, without a row."""
+    database = Database(f"sqlite:///{tmp_path / 'fresh.db'}")
+    database.upgrade()
+    yield database
+    database.close()
+
+
+@pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    archive = Archive(root=tmp_path / "archive", receiver="test:1")
+    archive = Archive(root=tmp_path / "archive")
     archive.prepare()
     return archive
 
 
 @pytest.fixture
-def intake(archive: Archive, database: Database) -> Intake:
-    return an_intake(archive, database)
+def intake(archive: Archive, database: Database) -> Iterator[Intake]:
+    intake = an_intake(archive, database)
+    yield intake
+    intake.close()
 
 
-def an_intake(archive: Archive, database: Database, *, free: int = PLENTY) -> Intake:
+def an_intake(archive: Archive, database: Database, *, free: int = PLENTY, **options: Any) -> Intake:
     disk = Disk(path=archive.root, watermark=1000, reserve=0, free=lambda _: free)
-    return Intake(archive=archive, database=database, disk=disk, facts=facts)
-
-
-def a_request(dataset: Dataset, *, data: bytes | None = None, **values: Any) -> StoreRequest:
-    fields: dict[str, Any] = {
-        "association_id": "a1",
-        "calling_ae": "CT1",
-        "abstract_syntax_uid": str(dataset.SOPClassUID),
-        "transfer_syntax_uid": ExplicitVRLittleEndian,
-        "sop_class_uid": str(dataset.SOPClassUID),
-        "sop_instance_uid": str(dataset.SOPInstanceUID),
-        "data": BytesIO(encoded(dataset) if data is None else data),
-    }
-    return StoreRequest(**fields | values)
+    return Intake(archive=archive, database=database, disk=disk, facts=facts, **options)
 
 
 def events(database: Database, name: str) -> list[dict[str, Any]]:
@@ -163,10 +177,11 @@ def test_below_the_watermark_nothing_is_kept_and_the_answer_is_out_of_resources(
 def test_a_disk_that_fails_is_out_of_resources_and_the_next_try_succeeds(
     intake: Intake, archive: Archive, database: Database
 ) -> None:
-    shutil.rmtree(archive.root / "incoming")
+    incoming = archive.root / "incoming"
+    incoming.rename(archive.root / "away")
     with pytest.raises(OutOfResources, match="archive cannot be written"):
         intake.take(a_request(a_slice()))
-    archive.prepare()
+    (archive.root / "away").rename(incoming)
     assert intake.take(a_request(a_slice())) is Taken.STORED
 
 
@@ -221,3 +236,171 @@ def test_many_objects_under_one_uid_at_once_leave_one_instance_and_the_others_as
     assert len(kept) == 7
     assert len(list(archive.root.rglob("*.dcm"))) == 8
     assert parts_being_written(archive.root) == []
+
+
+def test_sixty_four_associations_at_once_keep_everything_once(archive: Archive, database: Database) -> None:
+    """New ones, the same one twice, and another under a known UID: whichever of them share a group."""
+    intake = an_intake(archive, database, segment_bytes=50_000)
+    new = [a_request(a_slice(number), association_id=f"a{number}") for number in range(200)]
+    again = [a_request(a_slice(number)) for number in range(0, 200, 4)]
+    others = [a_request(a_slice(number, PatientName="Somebody^Else")) for number in range(0, 200, 10)]
+    requests = [*new, *again, *others]
+    random.Random(1).shuffle(requests)
+    with ThreadPoolExecutor(64) as associations:
+        taken = Counter(associations.map(intake.take, requests))
+    intake.close()
+    rows, kept = stored(database), aside(database)
+    # Of two objects under one UID that arrive together either may be the instance; a second copy of the other one is
+    # then set aside as well, once.
+    assert len(rows) == len({row.sop_instance_uid for row in rows}) == 200
+    assert taken[Taken.STORED] == 200
+    assert len(kept) == len({item.digest for item in kept}) == 20
+    assert taken[Taken.KNOWN] + taken[Taken.KEPT_ASIDE] == 70
+    assert all(digest_on_disk(archive.root, row) == row.digest for row in (*rows, *kept))
+    assert set(archive.root.rglob("*.dcm")) == {archive.root / row.path for row in (*rows, *kept)}
+    assert len(events(database, "first_instance")) == 1
+
+
+class FullForSome(Files):
+    """A disk that has no room for some of the files."""
+
+    def write(self, path: Path, parts: Parts) -> None:
+        if any(b"No^Room" in bytes(part) for part in parts):
+            raise OSError(errno.ENOSPC, "no space left on device")
+        super().write(path, parts)
+
+
+def test_a_disk_without_room_for_one_object_fails_that_one_and_not_those_beside_it(
+    tmp_path: Path, database: Database
+) -> None:
+    archive = Archive(root=tmp_path / "archive", files=FullForSome())
+    archive.prepare()
+    intake = an_intake(archive, database)
+
+    def outcome(number: int) -> bool:
+        name = "No^Room" if number % 5 == 0 else "Doe^Jane"
+        try:
+            return intake.take(a_request(a_slice(number, PatientName=name))) is Taken.STORED
+        except OutOfResources:
+            return False
+
+    with ThreadPoolExecutor(16) as associations:
+        assert list(associations.map(outcome, range(40))) == [number % 5 != 0 for number in range(40)]
+    intake.close()
+    assert len(stored(database)) == 32
+    assert parts_being_written(archive.root) == []
+
+
+class ForgetfulDisk(Files):
+    """A disk whose writes failed after they were promised: the kernel tells once, and then no more."""
+
+    told = False
+
+    def sync_all(self, directory: Path) -> None:
+        if not self.told:
+            self.told = True
+            for path in directory.rglob("*.dcm"):
+                path.write_bytes(b"")
+            raise OSError(errno.EIO, "input/output error")
+        super().sync_all(directory)
+
+
+def test_files_that_the_disk_lost_in_the_background_are_written_again_from_the_journal(
+    tmp_path: Path, database: Database
+) -> None:
+    archive = Archive(root=tmp_path / "archive", files=ForgetfulDisk())
+    archive.prepare()
+    intake = an_intake(archive, database)
+    for number in range(5):
+        intake.take(a_request(a_slice(number)))
+    intake.close()
+    assert [digest_on_disk(archive.root, row) for row in stored(database)] == [r.digest for r in stored(database)]
+
+
+def spooled(intake: Intake, dataset: Dataset) -> StoreRequest:
+    """The request of a data set that arrived in pieces, too large for memory."""
+    request = a_request(dataset)
+    spool = intake.spool(
+        transfer_syntax_uid=request.transfer_syntax_uid,
+        sop_class_uid=request.sop_class_uid,
+        sop_instance_uid=request.sop_instance_uid,
+        calling_ae=request.calling_ae,
+    )
+    data = memoryview(encoded(dataset))
+    for start in range(0, len(data), 300):
+        spool.write(data[start : start + 300])
+    return a_request(dataset, data=spool.finish())
+
+
+def test_a_data_set_that_was_spooled_is_taken_like_any_other_and_its_file_not_written_twice(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    assert intake.take(spooled(intake, a_slice(1))) is Taken.STORED
+    assert intake.take(a_request(a_slice(1))) is Taken.KNOWN
+    assert intake.take(spooled(intake, a_slice(1))) is Taken.KNOWN
+    assert intake.take(spooled(intake, a_slice(1, PatientName="Somebody^Else"))) is Taken.KEPT_ASIDE
+    with pytest.raises(CannotUnderstand):
+        intake.take(spooled(intake, a_slice(2, StudyInstanceUID=None)))
+    (row,) = stored(database)
+    assert digest_on_disk(archive.root, row) == row.digest
+    assert dcmread(archive.root / row.path).PatientName == "Doe^Jane"
+    assert [digest_on_disk(archive.root, item) for item in aside(database)] == [i.digest for i in aside(database)]
+    assert len(aside(database)) == 2
+    assert parts_being_written(archive.root) == []
+
+
+def test_a_spool_stops_at_the_watermark_and_leaves_nothing(archive: Archive, database: Database) -> None:
+    intake = an_intake(archive, database, free=999)
+    with pytest.raises(OutOfResources, match="watermark"):
+        spooled(intake, a_slice())
+    intake.close()
+    assert parts_being_written(archive.root) == []
+
+
+def test_an_object_too_large_for_the_journal_is_taken_all_the_same(
+    intake: Intake, archive: Archive, database: Database
+) -> None:
+    large = a_slice(PixelData=bytes(3 * 1024 * 1024))
+    assert intake.take(a_request(large)) is Taken.STORED
+    (row,) = stored(database)
+    assert digest_on_disk(archive.root, row) == row.digest
+
+
+def test_without_flushing_everything_is_kept_but_nothing_is_promised_and_the_log_says_so(
+    archive: Archive, database: Database, told: Callable[[], str]
+) -> None:
+    intake = an_intake(archive, database, flush=False)
+    assert "NOT_DURABLE" in told()
+    assert intake.take(a_request(a_slice())) is Taken.STORED
+    assert intake.take(a_request(a_slice())) is Taken.KNOWN
+    intake.close()
+    assert len(stored(database)) == 1
+    assert list(archive.root.glob("incoming/*/segment-*")) == []
+
+
+def test_after_a_stop_in_good_order_the_next_start_repeats_nothing(
+    archive: Archive, database: Database, told: Callable[[], str]
+) -> None:
+    intake = an_intake(archive, database)
+    intake.take(a_request(a_slice()))
+    intake.close()
+    with pytest.raises(OutOfResources):
+        intake.take(a_request(a_slice(2)))
+    archive.prepare()
+    an_intake(archive, database).close()
+    assert "recovered" not in told()
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_journal_is_enough_to_make_files_and_rows_of(
+    flush: bool, intake: Intake, archive: Archive, fresh: Database, tmp_path: Path
+) -> None:
+    """As on another machine, with no file and no row left; also where flushing was switched off in the meantime."""
+    for number in range(20):
+        assert intake.take(a_request(a_slice(number))) is Taken.STORED
+    found = Archive(root=tmp_path / "found", files=Files(flush=flush))
+    shutil.copytree(archive.root / "incoming", found.root / "incoming")
+    found.prepare()
+    an_intake(found, fresh, flush=flush).close()
+    assert len(stored(fresh)) == 20
+    assert all(digest_on_disk(found.root, row) == row.digest for row in stored(fresh))

@@ -1,9 +1,13 @@
-"""kill -9 while instances arrive: whatever was acknowledged is there, and the next life goes on."""
+"""kill -9 while instances arrive, at random and before each operation: what was acknowledged is there, life goes on."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -14,11 +18,17 @@ from pynetdicom.presentation import build_context
 
 from db import schema
 from db.engine import Database
+from node.receive.archive import Archive
+from node.receive.disk import Disk
+from node.receive.files import Files, Parts
+from node.receive.intake import Intake, Taken
 from tests.receiving import (
     a_receiver,
+    a_request,
     a_slice,
     aside,
     digest_on_disk,
+    facts,
     parts_being_written,
     send,
     settings_of,
@@ -85,3 +95,88 @@ def everything_acknowledged_is_there(database: Database, archive: Path, acknowle
     for uid in acknowledged:
         assert digest_on_disk(archive, rows[uid]) == rows[uid].digest
         assert (archive / rows[uid].path).stat().st_size == rows[uid].size
+
+
+class DeadlyFiles(Files):
+    """A disk before whose operation number `deadly` the process is killed."""
+
+    def __init__(self, deadly: int) -> None:
+        super().__init__()
+        self.deadly = deadly
+
+    def _step(self) -> None:
+        self.deadly -= 1
+        if self.deadly == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def write(self, path: Path, parts: Parts) -> None:
+        self._step()
+        super().write(path, parts)
+
+    def make_directory(self, path: Path) -> None:
+        self._step()
+        super().make_directory(path)
+
+    def place(self, source: Path, destination: Path) -> None:
+        self._step()
+        super().place(source, destination)
+
+    def sync(self, path: Path) -> None:
+        self._step()
+        super().sync(path)
+
+    def sync_all(self, directory: Path) -> None:
+        self._step()
+        super().sync_all(directory)
+
+
+def an_intake(archive: Archive, database: Database) -> Intake:
+    disk = Disk(path=archive.root, watermark=0, reserve=0)
+    return Intake(archive=archive, database=database, disk=disk, facts=facts, segment_bytes=10_000)
+
+
+def take_until_killed(root: str, url: str, deadly: int, pipe: Connection) -> None:
+    """A receiver's life: takes slices, some under the UID of another, and tells what it acknowledged."""
+    files = DeadlyFiles(1 << 30)
+    archive = Archive(root=Path(root), files=files)
+    archive.prepare()
+    intake = an_intake(archive, Database(url))
+    files.deadly = deadly
+    for number in range(15):
+        other = {"PatientName": "Somebody^Else"} if number % 3 == 0 else {}
+        for request in (a_request(a_slice(number)), a_request(a_slice(number, **other))):
+            pipe.send((intake.take(request), str(request.sop_instance_uid)))
+
+
+@pytest.mark.parametrize("deadly", [1, 4, 8, 11, 40])
+def test_killed_before_any_operation_of_the_disk_what_was_acknowledged_is_there(deadly: int, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'hemonode.db'}"
+    database = Database(url)
+    database.upgrade()
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=take_until_killed, args=(str(tmp_path / "archive"), url, deadly, theirs)
+    )
+    process.start()
+    theirs.close()
+    told: list[tuple[Taken, str]] = []
+    try:
+        while True:
+            told.append(ours.recv())
+    except EOFError:
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    archive = Archive(root=tmp_path / "archive")
+    archive.prepare()
+    intake = an_intake(archive, database)
+    everything_acknowledged_is_there(database, archive.root, [uid for taken, uid in told if taken is Taken.STORED])
+    set_aside = {item.sop_instance_uid for item in aside(database)}
+    assert {uid for taken, uid in told if taken is Taken.KEPT_ASIDE} <= set_aside
+    assert parts_being_written(archive.root) == []
+    for number in range(15):
+        assert intake.take(a_request(a_slice(number))) in (Taken.STORED, Taken.KNOWN)
+    intake.close()
+    assert {archive.root / row.path for row in (*stored(database), *aside(database))} >= set(
+        archive.root.glob("*/*/*/*.dcm")
+    )
+    database.close()

@@ -30,7 +30,8 @@ from tests.small_models import radnet_card
 from training import novelty
 from training.dataset import Scan, ScanFacts
 from training.errors import DataError
-from training.heads import Head, Heads
+from training.heads import Heads, studies
+from training.measures import slices_of
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
 from training.stages import Described
 
@@ -39,8 +40,8 @@ DEMONSTRATIONS = ("demo-radnet", "demo-cnn-lstm")
 
 def head(seed: int) -> tuple[Slice, ...]:
     """A phantom head of the kind on which the demonstration weights were trained."""
-    _, spec = Heads(first=seed, count=1).spec(seed)
-    return Head(study=make_study(seed=seed, spec=spec)).slices
+    (study,) = studies(Heads(first=seed, count=1))
+    return slices_of(study.decode())
 
 
 def measures(slices: Iterable[Slice]) -> dict[str, float]:
@@ -137,9 +138,9 @@ def described(rows: NDArray[np.float64], *, noise: float = 4.0) -> list[Describe
         Described(
             scan=Scan(
                 facts=ScanFacts(patient=str(i), group="", pixel_mm=1.0, measures={"noise": noise + rng.random()}),
-                images=np.zeros((3, 1, 1, 1), np.float16),
-                masks=np.zeros((3, 1, 1), np.uint8),
                 labels=np.zeros((3, 6), np.float32),
+                study_labels=np.zeros(6, np.float32),
+                opened=dict,
             ),
             descriptors=torch.from_numpy(np.tile(row, (3, 1))).float(),
         )

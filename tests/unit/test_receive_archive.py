@@ -19,7 +19,7 @@ STUDY, SERIES = "1.2.3", "1.2.3.4"
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    archive = Archive(root=tmp_path / "archive", receiver="host:11112")
+    archive = Archive(root=tmp_path / "archive")
     archive.prepare()
     return archive
 
@@ -70,12 +70,25 @@ def test_a_series_folder_that_retention_removed_is_made_again(archive: Archive) 
 
 
 def test_a_new_start_clears_its_own_leftovers_and_no_other_receivers(archive: Archive) -> None:
-    other = Archive(root=archive.root, receiver="host:11113")
+    other = Archive(root=archive.root)
     other.prepare()
-    for name in ("host-11112", "host-11113"):
-        (archive.root / "incoming" / name / "x.part").write_bytes(b"half")
+    for one in (archive, other):
+        (one.folders[0] / "x.part").write_bytes(b"half")
     archive.prepare()
-    assert [path.parent.name for path in parts_being_written(archive.root)] == ["host-11113"]
+    assert [path.parent for path in parts_being_written(archive.root)] == [other.folders[0]]
+
+
+def test_a_new_start_takes_over_what_dead_receivers_left_behind(archive: Archive) -> None:
+    others = [Archive(root=archive.root) for _ in range(2)]
+    for other in others:
+        other.prepare()
+    left = {other.folders[0] for other in others}
+    for other in others:
+        other.release()
+    new = Archive(root=archive.root)
+    new.prepare()
+    assert set(new.folders) == left
+    assert archive.folders[0] not in left
 
 
 def test_an_object_set_aside_again_is_kept_once(archive: Archive) -> None:

@@ -1,6 +1,7 @@
 """Scans are prepared as in serving, dealt by patient, and drawn so that images, masks and labels stay together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES
 from training import dataset
 from training.augment import Ranges, cutmix, draw, warp
-from training.dataset import Sampler, Sampling, Scan, refuse_overlap, split
+from training.cache import VolumeCache
+from training.dataset import Ahead, Sampler, Sampling, Scan, split
 from training.errors import DataError, LeakageError
+from training.guard import refuse_overlap
 from training.heads import Heads
+from training.losses import weighted_log_loss
+from training.study import LabelledStudy, slice_digests, volume_key
 
 SMALL = Preprocessing.radnet(size=40, pixel_mm=5.0)
 STILL = Ranges(rotation=0, flip=0)
@@ -49,12 +54,35 @@ class Blocks:
         found = self.masks.any((2, 3)).T.astype(np.float32)
         return np.concatenate([found.max(1, keepdims=True), found], 1)
 
+    def decode(self) -> dict[str, np.ndarray]:
+        bits = sum(mask.astype(np.uint8) << index for index, mask in enumerate(self.masks))
+        return {
+            "hu": self.hu,
+            "spacing": np.array(self.pixel_spacing),
+            "positions": np.arange(self.slices) * 5.0,
+            "uids": np.array([str(i) for i in range(self.slices)]),
+            "digests": slice_digests(self.hu),
+            "labels": self.labels,
+            "masks": np.asarray(bits, np.uint8),
+        }
 
-def blocks(folder: Path, seed: int, **kind: object) -> Scan:
-    study = Blocks(seed=seed, **kind)  # type: ignore[arg-type]
-    place = folder / str(seed)
-    dataset.prepare(study, place, patient=f"p{seed}", group="blocks", preprocessing=SMALL)
-    return dataset.load(place)
+    def study(self, *, patient: str = "", outlines: bool = True) -> LabelledStudy:
+        def decode() -> dict[str, np.ndarray]:
+            return {name: value for name, value in self.decode().items() if outlines or name != "masks"}
+
+        return LabelledStudy(
+            source="blocks",
+            patient=patient or f"p{self.seed}",
+            study_uid=f"s{self.seed}",
+            group="blocks",
+            key=volume_key(self.seed, self.positive, self.slices, outlines),
+            decode=decode,
+        )
+
+
+def blocks(folder: Path, seed: int, *, patient: str = "", outlines: bool = True, **kind: object) -> Scan:
+    study = Blocks(seed=seed, **kind).study(patient=patient, outlines=outlines)  # type: ignore[arg-type]
+    return dataset.prepare(study, cache=VolumeCache(folder), preprocessing=SMALL)
 
 
 def test_a_prepared_scan_is_what_serving_makes_of_the_same_slices(tmp_path: Path) -> None:
@@ -69,7 +97,7 @@ def test_a_prepared_scan_is_what_serving_makes_of_the_same_slices(tmp_path: Path
 
 def test_the_masks_lie_over_the_blood(tmp_path: Path) -> None:
     scan = blocks(tmp_path, 2)
-    found = dataset.unpack(scan.masks).numpy()
+    found = dataset.unpack(scan.opened()["masks"])
     assert found.shape == (8, len(SUBTYPES), 40, 40)
     assert found[:, 2].sum() == 3 * 36
     assert found.sum() == found[:, 2].sum()
@@ -88,9 +116,61 @@ def test_no_patient_stands_on_two_sides_and_more_patients_move_nobody() -> None:
 
 def test_an_overlap_of_patients_is_refused(tmp_path: Path) -> None:
     one, other = blocks(tmp_path, 1), blocks(tmp_path, 2)
-    refuse_overlap([one], [other])
-    with pytest.raises(LeakageError, match="p1"):
-        refuse_overlap([one, other], [one])
+    refuse_overlap({"training": [one], "test": [other]})
+    with pytest.raises(LeakageError, match=r"both in training and in test, for example p1"):
+        refuse_overlap({"training": [one, other], "test": [one]})
+
+
+def test_the_same_pixels_under_two_patients_are_refused_and_blank_slices_are_nobodys(tmp_path: Path) -> None:
+    one, twin = blocks(tmp_path, 1), blocks(tmp_path, 1, patient="another")
+    with pytest.raises(LeakageError, match=r"identical pixels in training and test: .*patient p1.*patient another"):
+        refuse_overlap({"training": [one], "validation": [], "test": [twin]})
+    blank = np.full((2, 4, 4), -1000, np.int16)
+    blank[1, 0, 0] = 5
+    assert slice_digests(blank).any(1).tolist() == [False, True]
+
+
+def test_batches_made_ahead_are_those_that_would_be_made_now(tmp_path: Path) -> None:
+    sampler = Sampler([blocks(tmp_path, i) for i in range(2)], Sampling(runs=2, slices=2, side=40))
+    with Ahead(partial(sampler.numbered, seed=4), workers=3, stride=2) as batches:
+        for number in (1, 3, 5, 7):
+            assert torch.equal(batches(number).images, sampler.numbered(number, seed=4).images)
+
+
+def test_slices_that_nobody_outlined_keep_their_label_and_give_no_mask(tmp_path: Path) -> None:
+    scan = blocks(tmp_path, 1, outlines=False)
+    whole = Sampler([scan], Sampling(runs=8, slices=8, side=40, positive=1.0)).numbered(0, seed=1)
+    assert torch.equal(whole.outlined, whole.labels[..., 0] == 0)
+    assert not whole.masks.any()
+    cut = Sampler([scan], Sampling(runs=30, slices=1, side=10, crop=0.25, positive=1.0)).numbered(0, seed=1)
+    assert cut.labels[..., 0].isnan().all(), "whether the crop holds the bleeding is not known"
+
+
+def test_a_label_that_nobody_gave_teaches_nothing() -> None:
+    logits = torch.zeros(2, 6, requires_grad=True)
+    labels = torch.tensor([[1.0, 0, 1, 0, 0, 0], [torch.nan] * 6])
+    weighted_log_loss(logits, labels).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert bool((logits.grad[0] != 0).all())
+    assert not bool(logits.grad[1].any())
+
+
+def test_a_negative_study_is_negative_in_every_slice_and_a_positive_one_nobody_knows_where() -> None:
+    study = LabelledStudy(
+        source="x", patient="p", study_uid="s", key="k", decode=dict, labels=(1.0, 0.0, None, None, 1.0, None)
+    )
+    labels = study.label_slices({"uids": np.array(["a", "b"])})
+    assert (labels[:, 1] == 0).all()
+    assert np.isnan(labels[:, [0, 2, 3, 4, 5]]).all()
+    assert np.array_equal(study.label_study(labels), [1, 0, np.nan, np.nan, 1, np.nan], equal_nan=True)
+
+
+@pytest.mark.timeout(60)
+def test_a_scan_is_prepared_also_where_its_volume_shares_a_lock_with_its_images(tmp_path: Path) -> None:
+    keys = (f"{number:08x}" for number in range(1 << 20))
+    key = next(k for k in keys if volume_key(k, dataset.PREPARED, SMALL.to_json())[:2] == k[:2])
+    study = replace(Blocks(seed=1).study(), key=key)
+    assert len(dataset.prepare(study, cache=VolumeCache(tmp_path), preprocessing=SMALL)) == 8
 
 
 def test_training_without_bleeding_or_without_its_absence_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,22 @@ import pytest
 import torch
 
 from inference import card as cards
+from inference.card import ModelCard
 from inference.decision import ScanRule
 from inference.models import RADnet, RadnetConfig, build
+from inference.novelty import Features
 from inference.preprocess import Preprocessing
 from inference.result import ANY, LABELS
+from tests.small_models import radnet_card
 from training import certainty, evaluate
-from training.dataset import Scan, ScanFacts
+from training.cache import VolumeCache
+from training.dataset import Scan, ScanFacts, prepare_all
 from training.errors import LeakageError
-from training.export import Description, export, round_as_stored
-from training.heads import Heads
+from training.evaluate import Studies
+from training.export import INTENDED_USE, Description, export, rewrite, round_as_stored
+from training.heads import Heads, studies
 from training.reading import Read, read, scan_scores
-from training.stages import describe
+from training.stages import Described, describe
 
 TINY = RadnetConfig(growth=4, layers=2, stem=6, dropout=0.0, hidden=8, size=32)
 DESCRIPTION = Description(
@@ -32,8 +38,10 @@ DESCRIPTION = Description(
     rule=ScanRule(run=3),
     recipe="a test",
     data="noise",
-    seeds=(10, 20),
     seed=0,
+    demonstration=True,
+    intended_use=INTENDED_USE,
+    figures={"seeds": [10, 20]},
 )
 
 
@@ -42,9 +50,9 @@ def scan(number: int, labels: np.ndarray | None = None, *, group: str = "easy") 
     found = labels if labels is not None else (rng.random((5, 6)) < 0.4).astype(np.float32)
     return Scan(
         facts=ScanFacts(patient=f"p{number}", group=group, pixel_mm=1.0),
-        images=rng.random((len(found), 1, 32, 32)).astype(np.float16),
-        masks=np.zeros((len(found), 32, 32), np.uint8),
         labels=found,
+        study_labels=found.max(0),
+        opened=partial(dict, images=rng.random((len(found), 1, 32, 32)).astype(np.float16)),
     )
 
 
@@ -75,7 +83,7 @@ def test_the_exported_card_loads_and_gives_the_numbers_of_the_network_in_memory(
     for before, after in zip(read(model, described), read(loaded, describe(loaded, scans)), strict=True):
         assert np.array_equal(before.scores, after.scores)
     assert card.figures["test"]["all"]["slices"]["cases"] == 10
-    assert card.figures["heads"] == {"training": 2, "validation": 2, "test": 2}
+    assert card.figures["scans"] == {"training": 2, "validation": 2, "test": 2}
 
 
 def test_the_three_slice_rule_asks_for_three_neighbours() -> None:
@@ -121,24 +129,77 @@ def test_figures_on_unseen_heads_and_new_operating_points_go_into_the_card(tmp_p
     described = describe(model, [scan(number) for number in range(4)])
     directory = tmp_path / "tiny"
     export(model, directory, DESCRIPTION, training=[scan(9)], validation=described[:2], test=described[2:])
-    how = {"work": tmp_path / "heads", "workers": 1}
 
-    small = {"sizes": (64,), "thicknesses_mm": (20.0,)}
-    fit_on, unseen = Heads(first=30, count=2, **small), Heads(first=40, count=2, **small)  # type: ignore[arg-type]
-    fitted, features = evaluate.judge_on_heads(directory, unseen, fit_on=fit_on, **how)  # type: ignore[arg-type]
+    def some(first: int, count: int = 2) -> Studies:
+        population = Heads(first=first, count=count, sizes=(64,), thicknesses_mm=(20.0,))
+        cache = VolumeCache(tmp_path / "cache")
+        found = prepare_all(list(studies(population)), cache=cache, preprocessing=DESCRIPTION.preprocessing)
+        return Studies(scans=found, sources=[f"phantom:first={first}"])
+
+    def judged(unseen: Studies, fit_on: Studies | None = None) -> tuple[ModelCard, Features | None]:
+        return evaluate.judge(directory, unseen, fit_on=fit_on, device=torch.device("cpu"))
+
+    fitted, features = judged(some(40), some(30))
     assert fitted.thresholds == {ANY: 0.5}
-    assert fitted.figures["validation"]["heads"]["first"] == 30
+    assert fitted.figures["validation"]["data"] == {"sources": ["phantom:first=30"], "studies": 2}
     assert fitted.figures["unseen"]["all"]["slices"]["cases"] > 2
     assert "test" not in fitted.figures, "figures at another operating point"
     (point,) = fitted.operating_points[ANY]
     assert (point.name, point.sensitivity.cases + point.specificity.cases) == (certainty.UNTUNED, 2)
     assert (fitted.guard, features, fitted.calibrated) == (None, None, False), "two heads tell nothing"
-    cards.save(directory, fitted, cards.load(directory)[1], features=features)
+    rewrite(directory, fitted, features=features)
 
-    for known in (Heads(first=19, count=1), Heads(first=31, count=3)):
+    for unseen, fit_on in ((some(19, 1), None), (some(31, 3), None), (some(40), some(19, 1)), (some(41), some(40))):
         with pytest.raises(LeakageError):
-            evaluate.judge_on_heads(directory, known, **how)  # type: ignore[arg-type]
-    with pytest.raises(LeakageError):
-        evaluate.judge_on_heads(directory, unseen, fit_on=Heads(first=19, count=1), **how)  # type: ignore[arg-type]
-    judged, _ = evaluate.judge_on_heads(directory, unseen, **how)  # type: ignore[arg-type]
-    assert judged == replace(fitted, sha256=judged.sha256)
+            judged(unseen, fit_on)
+    again, _ = judged(some(40))
+    assert again == replace(fitted, sha256=again.sha256)
+
+
+def test_a_share_of_the_patients_is_fitted_on_and_the_others_judge() -> None:
+    scans = [scan(number) for number in (*range(20), *range(20))]
+    fit_on, unseen = Studies(scans=scans, sources=["archive:spring.json"]).dealt(0.4)
+    assert len(fit_on.scans) + len(unseen.scans) == 40
+    assert 0 < len(fit_on.patients) < len(unseen.patients)
+    assert not fit_on.patients & unseen.patients
+
+
+def partly(number: int, *, bleeds: bool | None, slices_known: bool) -> Described:
+    """A scan of three slices of which somebody said, or not, whether it and each of its slices bleeds."""
+    labels = np.full((3, 6), np.nan, np.float32)
+    if slices_known:
+        labels[:] = float(bool(bleeds))
+    known = np.nan if bleeds is None else float(bleeds)
+    one = replace(scan(number, labels), study_labels=np.full(6, known, np.float32))
+    return Described(scan=one, descriptors=torch.randn(3, RADnet(TINY).descriptor_size))
+
+
+def test_what_nobody_labelled_is_neither_fitted_nor_measured() -> None:
+    torch.manual_seed(0)
+    model = RADnet(TINY).eval()
+    how = {"labels": (ANY,), "rule": DESCRIPTION.rule, "data": "a site"}
+    whole = [partly(n, bleeds=n % 2 == 0, slices_known=True) for n in range(20)]
+    silent = [partly(n, bleeds=None, slices_known=False) for n in range(20, 30)]
+    of_scans = [partly(n, bleeds=n % 2 == 0, slices_known=n % 2 == 1) for n in range(30, 50)]
+    fitted = certainty.fit(model, whole + silent, **how)  # type: ignore[arg-type]
+    assert fitted == certainty.fit(model, whole, **how)  # type: ignore[arg-type]
+    assert fitted.calibration.scan[ANY].scans == 20
+    only_scans = certainty.fit(model, of_scans, **how)  # type: ignore[arg-type]
+    assert not only_scans.calibration.temperature, "of the slices only those of clean scans are known"
+    assert set(only_scans.points[ANY]) == {certainty.BALANCED}
+
+    card = radnet_card(threshold=0.5)
+    put = certainty.put(card, fitted, model, silent, on="nobody")
+    assert put.figures["calibration"] == {"slices": {}, "scans": {}}
+    assert put.operating_points[ANY][0].sensitivity.cases == 0
+    assert not put.calibrated
+    assert not certainty.put(card, fitted, model, [], on="nothing").calibrated
+
+
+def test_the_demonstration_weights_know_the_heads_that_they_were_made_from_and_tuned_on() -> None:
+    directory = Path(__file__).parents[2] / "inference/weights/demo-radnet"
+    card = cards.read_card(directory)
+    known = evaluate.known_patients(directory, card, refit=False)
+    assert {"phantom-1000", "phantom-20249", "phantom-20250", "phantom-20379"} <= known
+    assert not {"phantom-999", "phantom-20380", "phantom-50000"} & known
+    assert "phantom-20250" not in evaluate.known_patients(directory, card, refit=True)

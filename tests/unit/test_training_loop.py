@@ -1,6 +1,7 @@
 """The loop learns, stops where it is told, and continues after a kill as if nothing had happened."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from inference.models import CnnLstm, CnnLstmConfig, RADnet, RadnetConfig
 from training import stages
 from training.dataset import Sampler, Sampling, Scan, ScanFacts
 from training.errors import DivergedError, TrainingError
-from training.loop import Budget, Keep, fit, without_decay
+from training.loop import Budget, Keep, Run, fit, without_decay
 from training.recipes import cnn_lstm, demonstration, radnet
 from training.recipes.cnn_lstm import CnnLstmRecipe
 from training.recipes.radnet import RadnetRecipe
@@ -43,7 +44,8 @@ def scans(count: int = 4, *, channels: int = 1, slices: int = 6) -> list[Scan]:
         masks[2:5, row : row + 8, column : column + 8] = 1 << 3
         labels[2:5, [0, 4]] = 1
         facts = ScanFacts(patient=f"p{number}", group="squares", pixel_mm=4.0)
-        made.append(Scan(facts=facts, images=images.astype(np.float16), masks=masks, labels=labels))
+        arrays = {"images": images.astype(np.float16), "masks": masks}
+        made.append(Scan(facts=facts, labels=labels, study_labels=labels.max(0), opened=partial(dict, arrays)))
     return made
 
 
@@ -127,7 +129,7 @@ def test_the_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
     model, optimizer, loss_at = line()
-    with pytest.raises(DivergedError, match="batch 0"):
+    with pytest.raises(DivergedError, match="step 0: the loss is nan"):
         fit(
             model,
             optimizer,
@@ -141,9 +143,7 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
 def test_radnet_learns_a_few_scans_by_the_papers_recipe(tmp_path: Path) -> None:
     model, losses = tiny(), []
     recipe = RadnetRecipe(epochs=8, slices=6, rate=0.05)
-    steps = radnet.train(
-        model, scans(), recipe=recipe, seed=0, minutes=5, report=lambda _, loss, __: losses.append(loss)
-    )
+    steps = radnet.train(model, scans(), recipe=recipe, run=Run(seed=0, report=lambda now: losses.append(now.loss)))
     assert steps == 32
     batch = Sampler(scans(), Sampling(runs=4, slices=6, side=32)).batch(torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_the_cnn_lstm_takes_steps_by_the_papers_recipe() -> None:
     model = CnnLstm(CnnLstmConfig(trunk="resnet18", hidden=4, size=32))
     before = model.trunk.conv1.weight.detach().clone()  # type: ignore[union-attr, operator]
     recipe = CnnLstmRecipe(epochs=1, studies=2, slices=3, accumulate=2)
-    assert cnn_lstm.train(model, scans(channels=3), recipe=recipe, seed=0, minutes=5) == 2
+    assert cnn_lstm.train(model, scans(channels=3), recipe=recipe, run=Run(seed=0)) == 2
     assert not torch.equal(before, model.trunk.conv1.weight)  # type: ignore[arg-type]
 
 

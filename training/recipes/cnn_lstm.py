@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from inference.models.cnn_lstm import CnnLstm
-from inference.result import Json
+from inference.decision import ScanRule
+from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
+from inference.preprocess import Preprocessing
+from inference.result import LABELS, Json
 from training.augment import Ranges, cutmix
-from training.dataset import Batch, Sampler, Sampling, Scan
-from training.loop import Budget, Keep, Report, autocast, fit, without_decay
+from training.dataset import Ahead, Batch, Sampler, Sampling, Scan
+from training.loop import Budget, Run, autocast, fit, without_decay
 from training.losses import weighted_log_loss
+from training.recipe import Recipe
 from training.schedules import warmup_cosine
 
 
@@ -57,40 +61,46 @@ def loss(model: CnnLstm, batch: Batch, recipe: CnnLstmRecipe, *, generator: torc
     return weighted_log_loss(logits.flatten(0, 1), labels)
 
 
-def train(
-    model: CnnLstm,
-    scans: Sequence[Scan],
-    *,
-    recipe: CnnLstmRecipe,
-    seed: int,
-    minutes: float,
-    keep: Keep | None = None,
-    report: Report | None = None,
-) -> int:
+def train(model: CnnLstm, scans: Sequence[Scan], *, recipe: CnnLstmRecipe, run: Run) -> int:
     """Train `model` on `scans` as the paper does and return the number of steps."""
     ranges = Ranges(rotation=recipe.rotation, flip=recipe.flip, scale=recipe.scale, noise=recipe.noise)
     sampling = Sampling(
         runs=recipe.studies, slices=recipe.slices, side=model.size, positive=recipe.positive, ranges=ranges
     )
     sampler = Sampler(scans, sampling)
+    model.to(run.device).train()
     optimizer = torch.optim.AdamW(without_decay([model], decay=recipe.decay), lr=recipe.rate)
-    model.train()
+    slices = recipe.studies * recipe.slices * recipe.accumulate
+    with Ahead(partial(sampler.numbered, seed=run.seed), workers=run.workers, stride=run.team.size) as batches:
 
-    def loss_at(number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        batch = sampler.batch(generator)
-        with autocast():
-            return loss(model, batch, recipe, generator=generator)
+        def loss_at(number: int) -> Tensor:
+            generator = torch.Generator().manual_seed(run.seed * 1_000_003 + number)
+            with autocast(run.device):
+                return loss(model, batches(number).to(run.device), recipe, generator=generator)
 
-    batch_slices = recipe.studies * recipe.slices * recipe.accumulate
-    return fit(
-        model,
-        optimizer,
-        loss_at,
-        budget=Budget(steps=recipe.epochs * max(1, sum(map(len, scans)) // batch_slices), minutes=minutes),
-        schedule=warmup_cosine(recipe.warmup),
-        seed=seed,
-        accumulate=recipe.accumulate,
-        keep=keep,
-        report=report,
-    )
+        return fit(
+            model,
+            optimizer,
+            loss_at,
+            budget=Budget(steps=recipe.epochs * max(1, sum(map(len, scans)) // slices), minutes=run.minutes),
+            schedule=warmup_cosine(recipe.warmup),
+            seed=run.seed,
+            accumulate=recipe.accumulate,
+            keep=run.keep,
+            report=run.report,
+            report_every=run.report_every,
+            team=run.team,
+        )
+
+
+RECIPE = Recipe(
+    name="cnn_lstm",
+    paper="Nguyen et al., MIDL 2020",
+    values=CnnLstmRecipe,
+    family="cnn_lstm",
+    architecture=CnnLstmConfig().to_json(),
+    preprocessing=lambda size: Preprocessing.three_windows(size=size),
+    labels=LABELS,
+    rule=ScanRule(max=True),
+    train=train,
+)

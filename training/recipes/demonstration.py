@@ -32,10 +32,12 @@ from inference.preprocess import Preprocessing
 from inference.result import ANY, LABELS
 from training import heads
 from training.augment import Ranges
-from training.dataset import Batch, Sampling, Scan, refuse_overlap, split
-from training.export import Description, export, round_as_stored
+from training.cache import VolumeCache
+from training.dataset import Batch, Sampling, Scan, prepare_all, split
+from training.export import INTENDED_USE, Description, export, round_as_stored
+from training.guard import refuse_overlap
 from training.heads import Heads
-from training.loop import Report, keep_memory, load_weights
+from training.loop import Progress, Report, keep_memory, load_weights
 from training.losses import attention_loss, weighted_log_loss
 from training.recipes import radnet
 from training.recipes.radnet import RadnetRecipe
@@ -64,12 +66,12 @@ class Split:
     test: list[Scan]
 
 
-def load_split(folder: Path, model: str, population: Heads) -> Split:
+def load_split(cache: VolumeCache, model: str, population: Heads, *, workers: int) -> Split:
     """The heads of `population`, dealt by patient; an overlap is refused."""
-    scans = heads.load(folder, model, population)
+    studies = list(heads.studies(population))
+    scans = prepare_all(studies, cache=cache, preprocessing=PREPROCESSING[model], workers=workers)
     dealt = [heads.of(scans, group) for group in split([s.facts.patient for s in scans], shares=SHARES, seed=SEED)]
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        refuse_overlap(dealt[first], dealt[second])
+    refuse_overlap(dict(zip(("training", "validation", "test"), dealt, strict=True)))
     return Split(training=dealt[0], validation=dealt[1], test=dealt[2])
 
 
@@ -173,9 +175,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_memory()
     torch.set_num_threads(asked.threads)
     population = Heads(first=asked.first, count=asked.heads)
-    heads.make(asked.work / "heads", population, PREPROCESSING, workers=asked.workers)
+    cache = VolumeCache(asked.work / "cache")
     for name in asked.models:
-        data = load_split(asked.work / "heads", name, population)
+        data = load_split(cache, name, population, workers=asked.workers)
         model = TRAIN[name](data, minutes=asked.minutes, folder=asked.work, begin=asked.begin)
         how = f"--first {asked.first} --heads {asked.heads} --minutes {asked.minutes:g}"
         how += f" --begin {asked.begin.name}" if asked.begin else ""
@@ -204,7 +206,9 @@ def describe_model(name: str, population: Heads, how: str) -> Description:
         "recipe": f"python -m training.recipes.demonstration {how}",
         "data": f"phantoms, seeds {population.first} to {population.first + population.count - 1}, "
         f"presets {', '.join(population.presets)}, dealt by patient {SHARES}",
-        "seeds": (population.first, population.first + population.count),
+        "figures": {"seeds": [population.first, population.first + population.count]},
+        "demonstration": True,
+        "intended_use": INTENDED_USE,
         "seed": SEED,
     }
     if name == "radnet":
@@ -225,8 +229,8 @@ def describe_model(name: str, population: Heads, how: str) -> Description:
 
 
 def _report(name: str) -> Report:
-    def report(step: int, loss: float, progress: float) -> None:
-        log.info("%s: step %d, loss %.4f, %.0f %% of the budget", name, step, loss, 100 * progress)
+    def report(now: Progress) -> None:
+        log.info("%s: step %d, loss %.4f, %.0f %% of the budget", name, now.step, now.loss, 100 * now.share)
 
     return report
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from inference.models.radnet import RADnet
-from inference.result import Json
+from inference.decision import ScanRule
+from inference.models.radnet import RADnet, RadnetConfig
+from inference.preprocess import Preprocessing
+from inference.result import ANY, Json
 from training.augment import Ranges
-from training.dataset import Batch, Sampler, Sampling, Scan
-from training.loop import Budget, Keep, Report, autocast, fit
+from training.dataset import Ahead, Batch, Sampler, Sampling, Scan
+from training.loop import Budget, Run, autocast, fit
 from training.losses import attention_loss, weighted_log_loss
+from training.recipe import Recipe
 from training.schedules import thirds
 
 
@@ -31,7 +35,9 @@ class RadnetRecipe(Json):
     rotation: float = 15.0
     """† degrees to either side"""
     slices: int = 32
-    """† one run of so many neighbouring slices is a step"""
+    """† one run of so many neighbouring slices is a batch"""
+    accumulate: int = 1
+    """† batches a step; at least as many as processes train together"""
     rate: float = 0.05
     """† 0.1 at 64 images a step in the DenseNet paper, in proportion"""
     decay: float = 1e-4
@@ -50,45 +56,55 @@ def loss(model: RADnet, batch: Batch, recipe: RadnetRecipe, *, overlap: float = 
     total = weighted_log_loss(logits, batch.labels[..., : logits.shape[-1]])
     if maps is None:
         return total
-    masks = batch.masks.amax(2, keepdim=True).flatten(0, 1)
-    levels = maps.flatten(0, 1).split(1, dim=1)
+    outlined = batch.outlined.flatten()
+    if not bool(outlined.any()):  # a slice that nobody outlined has only its label to learn from
+        return total
+    masks = batch.masks.amax(2, keepdim=True).flatten(0, 1)[outlined]
+    levels = torch.split(maps.flatten(0, 1)[outlined], 1, dim=1)
     return total + attention_loss(
         levels, masks, weight=recipe.attention_weight, positive_weight=recipe.pixel_weight, overlap=overlap
     )
 
 
-def train(
-    model: RADnet,
-    scans: Sequence[Scan],
-    *,
-    recipe: RadnetRecipe,
-    seed: int,
-    minutes: float,
-    keep: Keep | None = None,
-    report: Report | None = None,
-) -> int:
+def train(model: RADnet, scans: Sequence[Scan], *, recipe: RadnetRecipe, run: Run) -> int:
     """Train `model` on `scans` as the paper does and return the number of steps."""
     ranges = Ranges(rotation=recipe.rotation, flip=recipe.flip)
     sampling = Sampling(runs=1, slices=recipe.slices, side=model.size, positive=recipe.positive, ranges=ranges)
     sampler = Sampler(scans, sampling)
+    model.to(run.device).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
     )
-    model.train()
+    slices = recipe.slices * recipe.accumulate
+    with Ahead(partial(sampler.numbered, seed=run.seed), workers=run.workers, stride=run.team.size) as batches:
 
-    def loss_at(step: int) -> Tensor:
-        batch = sampler.batch(torch.Generator().manual_seed(seed * 1_000_003 + step))
-        with autocast():
-            return loss(model, batch, recipe)
+        def loss_at(number: int) -> Tensor:
+            with autocast(run.device):
+                return loss(model, batches(number).to(run.device), recipe)
 
-    steps = recipe.epochs * max(1, sum(map(len, scans)) // recipe.slices)
-    return fit(
-        model,
-        optimizer,
-        loss_at,
-        budget=Budget(steps=steps, minutes=minutes),
-        schedule=thirds,
-        seed=seed,
-        keep=keep,
-        report=report,
-    )
+        return fit(
+            model,
+            optimizer,
+            loss_at,
+            budget=Budget(steps=recipe.epochs * max(1, sum(map(len, scans)) // slices), minutes=run.minutes),
+            schedule=thirds,
+            seed=run.seed,
+            accumulate=recipe.accumulate,
+            keep=run.keep,
+            report=run.report,
+            report_every=run.report_every,
+            team=run.team,
+        )
+
+
+RECIPE = Recipe(
+    name="radnet",
+    paper="Grewal et al., ISBI 2018",
+    values=RadnetRecipe,
+    family="radnet",
+    architecture=RadnetConfig().to_json(),
+    preprocessing=lambda size: Preprocessing.radnet(size=size, pixel_mm=250 / size),
+    labels=(ANY,),
+    rule=ScanRule(run=3),
+    train=train,
+)

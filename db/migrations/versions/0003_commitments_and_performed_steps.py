@@ -1,6 +1,6 @@
 """Storage commitments and performed procedure steps
 
-Revision: 0003, after 0001.
+Revision: 0003, after 0002.
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from alembic import op
 import db.schema
 
 revision = "0003"
-down_revision = "0001"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,222 @@
+"""`hemonode train` from phantoms to a model directory: killed and resumed, by two processes, and judged afterwards."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from inference import card as cards
+from training import run as running
+from training.errors import DataError, LeakageError, TrainingError
+from training.run import Asked
+
+ROOT = Path(__file__).parents[2]
+HEADS = "phantom:count=8,first=1,presets=easy,sizes=64,thicknesses=16"
+NETWORK = {"growth": 3, "layers": 2, "stem": 4, "dropout": 0.1, "hidden": 4, "size": 32}
+VALUES = {"epochs": 8, "slices": 4, "accumulate": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the commands are told below: sums on two threads round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def asked(out: Path, cache: Path) -> Asked:
+    return Asked(
+        recipe="radnet",
+        data=(HEADS,),
+        out=out,
+        cache=cache,
+        cache_gb=1,
+        workers=1,
+        shares=(0.6, 0.2, 0.2),
+        values=VALUES,
+        architecture=NETWORK,
+        checkpoint_every=3,
+        validate_every=4,
+    )
+
+
+def command(out: Path, cache: Path, *more: str) -> list[str]:
+    values = [argument for name, value in VALUES.items() for argument in ("--set", f"{name}={value}")]
+    return [
+        *("train", "radnet", "--data", HEADS, "--out", str(out), "--cache", str(cache), "--split", "0.6,0.2,0.2"),
+        *(
+            "--architecture",
+            json.dumps(NETWORK),
+            "--checkpoint-every",
+            "3",
+            "--validate-every",
+            "4",
+            "--threads",
+            "1",
+            "--workers",
+            "1",
+        ),
+        *values,
+        *more,
+    ]
+
+
+def weights(out: Path, name: str = "checkpoint") -> dict[str, torch.Tensor]:
+    return {k: v for k, v in load_file(out / f"{name}.safetensors").items() if not k.startswith("optimizer.")}
+
+
+def figures(out: Path) -> list[str]:
+    """The table of the run without its times."""
+    return [line for line in (out / "log.csv").read_text().splitlines() if ",seconds," not in line]
+
+
+def step_of(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not_bit_for_bit(tmp_path: Path, cache: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    card = running.train(asked(whole, cache))
+    process = subprocess.Popen([sys.executable, "-m", "node.cli", *command(killed, cache)], cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while step_of(killed / "checkpoint.safetensors") < 3 and process.poll() is None:
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL, "it was over before it was killed"
+    assert not (killed / "model").exists()
+    again = running.train(asked(killed, cache))
+    assert card is not None
+    assert again is not None
+    assert again.sha256 == card.sha256
+    for name in ("checkpoint", "best"):
+        first, second = weights(whole, name), weights(killed, name)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert figures(killed) == figures(whole)
+    assert again.provenance.data.endswith(card.provenance.data.rpartition(" ")[2])
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, cache: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    running.train(asked(alone, cache))
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "training",
+    ]
+    done = subprocess.run(
+        [*torchrun, *command(together, cache)], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = weights(alone), weights(together)
+    learnt = [name for name in first if "running" not in name and "num_batches" not in name]
+    start = {f"model.{name}": value for name, value in untrained().items()}
+    for name in learnt:
+        torch.testing.assert_close(second[name], first[name], atol=2e-3, rtol=2e-2)
+    assert max(float((first[name] - start[name]).abs().max()) for name in learnt) > 0.05, "nothing was learnt"
+    assert cards.load(together / "model")[0].provenance.seed == 0
+    assert done.stdout.count("SHA-256") == 1, "one process speaks"
+
+
+def untrained() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    recipe = running.RECIPES["radnet"]
+    return running.FAMILIES[recipe.family](recipe.architecture | NETWORK).state_dict()
+
+
+def test_batches_that_processes_cannot_share_are_refused(tmp_path: Path, cache: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "training",
+    ]
+    done = subprocess.run(
+        [*torchrun, *command(tmp_path, cache, "--set", "accumulate=1")],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "2 processes cannot share the 1 batches of a step evenly" in done.stderr
+
+
+def test_a_model_is_judged_on_others_patients_only_and_its_card_says_what_it_was_made_from(
+    tmp_path: Path, cache: Path
+) -> None:
+    running.train(asked(tmp_path / "run", cache))
+    model = tmp_path / "run" / "model"
+    card, _ = cards.load(model)
+    assert card.demonstration
+    assert card.provenance.recipe.startswith("hemonode train radnet: ")
+    sides = json.loads((model / "dataset.json").read_text())["sides"]
+    assert sum(map(len, sides.values())) == 8
+
+    def judge(data: str) -> subprocess.CompletedProcess[str]:
+        line = [
+            sys.executable,
+            "-m",
+            "node.cli",
+            "evaluate",
+            str(model),
+            "--data",
+            data,
+            "--cache",
+            str(cache),
+            "--workers",
+            "1",
+        ]
+        return subprocess.run([*line, "--write"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    known = judge(HEADS)
+    assert known.returncode == 1
+    assert "patients stand both in the making of radnet" in known.stderr
+    fresh = judge(HEADS.replace("first=1", "first=900"))
+    assert json.loads(fresh.stdout)["all"]["slices"]["cases"] > 8, fresh.stderr
+    assert cards.load(model)[0].figures["unseen"]["data"]["studies"] == 8
+    assert (model / "dataset.json").exists()
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, cache: Path) -> None:
+    good = asked(tmp_path / "run", cache)
+    for wrong, said in (
+        (replace(good, recipe="gpt"), "no recipe 'gpt'"),
+        (replace(good, values={"speed": 1}), "--set: no speed"),
+        (replace(good, values={"epochs": "many"}), "--set epochs: 'many'"),
+        (replace(good, architecture={"growth": "big"}), "--architecture"),
+    ):
+        with pytest.raises(TrainingError, match=said):
+            running.train(wrong)
+    with pytest.raises(LeakageError, match="both in training and in test"):
+        running.train(replace(good, test=(HEADS,)))
+    running._same_data(tmp_path / "run" / "dataset.json", b"other studies")
+    with pytest.raises(DataError, match="begun with other studies"):
+        running.train(good)

@@ -1,0 +1,229 @@
+"""The commands of training: `hemonode train`, `evaluate` and `dataset` hand their arguments on to here.
+
+With several processes or devices: ``torchrun --nproc-per-node 4 -m training train RECIPE …``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from inference import card as cards
+from inference.errors import InferenceError
+from inference.series import Criteria
+from training import evaluate as judging
+from training import run as running
+from training.cache import DEFAULT_GB, VolumeCache
+from training.dataset import prepare_all
+from training.errors import TrainingError
+from training.export import rewrite
+from training.loop import keep_memory
+from training.recipes import RECIPES
+from training.sources.named import open_source
+from training.team import ALONE, device_of, joined
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Makes and judges weights.",
+)
+dataset_app = typer.Typer(no_args_is_help=True, help="Frozen data sets of the node's archive.")
+app.add_typer(dataset_app, name="dataset")
+
+FAILED = 1
+DATABASE_VARIABLE = "HEMONODE_DATABASE_URL"
+err = Console(stderr=True, highlight=False)
+
+DataOption = Annotated[
+    list[str],
+    typer.Option("--data", help="archive:FILE, rsna:DIR, cq500:DIR, physionet:DIR, phantom:count=200,…; repeatable."),
+]
+CacheOption = Annotated[Path, typer.Option(help="Where decoded volumes and indices are kept.")]
+CacheSizeOption = Annotated[float, typer.Option(help="Size of the volumes kept at most, in GB.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Processes that decode, threads that make batches.")]
+CACHE = Path("runs/cache")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help=f"One of {', '.join(RECIPES)}.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Everything of this run; the same command continues it.")],
+    test: Annotated[list[str] | None, typer.Option(help="Sources to test on, in place of a share of --data.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, split and batches.")] = 0,
+    split: Annotated[str, typer.Option(help="Shares of training, validation and test, by patient.")] = "0.7,0.15,0.15",
+    minutes: Annotated[float, typer.Option(help="Stop after so many minutes; 0: as long as the recipe says.")] = 0,
+    values: Annotated[list[str] | None, typer.Option("--set", help="A value of the recipe: epochs=3.")] = None,
+    architecture: Annotated[str, typer.Option(help="Changes to the network, as JSON.")] = "{}",
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 200,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between two validations.")] = 500,
+    cache: CacheOption = CACHE,
+    cache_gb: CacheSizeOption = DEFAULT_GB,
+    workers: WorkersOption = 2,
+    threads: Annotated[int, typer.Option(help="Threads that compute; 0: as torch chooses.")] = 0,
+) -> None:
+    """Train a network and write it as a model directory, OUT/model."""
+    _begin(threads)
+    asked = running.Asked(
+        recipe=recipe,
+        data=tuple(data),
+        test=tuple(test or ()),
+        out=out,
+        cache=cache,
+        cache_gb=cache_gb,
+        seed=seed,
+        shares=_shares(split),
+        minutes=minutes or float("inf"),
+        values=dict(map(_value, values or ())),
+        architecture=_json(architecture, "--architecture"),
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
+        workers=workers,
+    )
+    with joined() as team, _bars(quiet=not team.leads) as progress:
+        card = running.train(asked, team=team, told=_told(progress))
+    if card is not None:
+        sys.stdout.write(f"{out / 'model'}: {card.name}, SHA-256 {card.sha256}\n")
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="A model directory.")],
+    data: DataOption,
+    fit: Annotated[
+        list[str] | None, typer.Option(help="Fit operating points, calibration and guard on these sources first.")
+    ] = None,
+    fit_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Or on this share of the patients of --data; the rest judge.")
+    ] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Put what was fitted and measured into the card.")] = False,
+    cache: CacheOption = CACHE,
+    cache_gb: CacheSizeOption = DEFAULT_GB,
+    workers: WorkersOption = 2,
+) -> None:
+    """Judge weights on labelled studies of patients they were not made from, and print the figures as JSON."""
+    _begin(0)
+    if fit and fit_share:
+        raise TrainingError("--fit and --fit-share: either says what to fit on")
+    preprocessing = cards.read_card(weights).preprocessing
+    with _bars(quiet=False) as progress:
+
+        def opened(texts: Sequence[str]) -> judging.Studies:
+            studies = [study for text in texts for study in open_source(text, index=cache / "index")]
+            move, count = _told(progress)("preparing scans", len(studies)), iter(range(1, len(studies) + 1))
+            scans = prepare_all(
+                studies,
+                cache=VolumeCache(cache / "volumes", limit=int(cache_gb * 1e9)),
+                preprocessing=preprocessing,
+                workers=workers,
+                told=lambda: move(next(count)),
+            )
+            return judging.Studies(scans=scans, sources=texts)
+
+        fit_on, unseen = opened(fit) if fit else None, opened(data)
+    if fit_share:
+        fit_on, unseen = unseen.dealt(fit_share)
+    card, features = judging.judge(weights, unseen, fit_on=fit_on, device=device_of(ALONE))
+    if write:
+        rewrite(weights, card, features=features)
+    json.dump(card.figures["unseen"], sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+@dataset_app.command()
+def freeze(
+    name: Annotated[str, typer.Argument(help="Name of the data set; writes NAME.json.")],
+    archive: Annotated[Path, typer.Option(help="The node's archive directory.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json.")] = Path(),
+    criteria: Annotated[str, typer.Option(help="The node's section [select], as JSON.")] = "{}",
+    since: Annotated[str, typer.Option(help="Only studies first received on this day or later, YYYY-MM-DD.")] = "",
+    until: Annotated[str, typer.Option(help="Only studies first received before this day.")] = "",
+    scanner: Annotated[str, typer.Option(help="Maker, model or station: a regular expression.")] = "",
+    modality: Annotated[str, typer.Option(help="Of the series.")] = "CT",
+    labels: Annotated[str, typer.Option(help="Which labels count, the best first.")] = "reader,csv,report",
+) -> None:
+    """Freeze the labelled studies of the archive into a list with digests, from which training reads."""
+    from training.sources.archive import freeze as freezing
+
+    wanted = freezing.Query(
+        since=since, until=until, scanner=scanner, modality=modality, labels=tuple(labels.split(","))
+    )  # fmt: skip
+    chosen: dict[str, Any] = _json(criteria, "--criteria")
+    frozen = freezing.freeze(
+        os.environ.get(DATABASE_VARIABLE, ""), archive=archive, name=name, query=wanted, criteria=Criteria(**chosen)
+    )
+    path = freezing.write(frozen, out / f"{name}.json")
+    sys.stdout.write(f"{path}: {len(frozen['studies'])} studies, SHA-256 {frozen['sha256']}\n")
+    for reason, count in sorted(frozen["left_out"].items()):
+        sys.stdout.write(f"left out: {count} studies: {reason}\n")
+
+
+def _begin(threads: int) -> None:
+    handler = RichHandler(console=err, show_path=False, markup=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    keep_memory()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3 or any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6 or not shares[0]:
+        raise TrainingError(f"--split {text!r}: expected three shares whose sum is 1, such as 0.7,0.15,0.15")
+    return shares
+
+
+def _value(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, _json(value, f"--set {name}")
+
+
+def _json(text: str, option: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TrainingError(f"{option}: {text!r} is not JSON: {error}") from error
+
+
+def _bars(*, quiet: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    return Progress(*columns, console=err, disable=quiet or not err.is_terminal)
+
+
+def _told(progress: Progress) -> running.Told:
+    def begin(text: str, total: int | None) -> Callable[[int], None]:
+        task = progress.add_task(text, total=total)
+        return lambda place: progress.update(task, completed=place)
+
+    return begin
+
+
+def main() -> None:
+    """Run a command; every error that training can name becomes one line and exit code 1."""
+    try:
+        app()
+    except (TrainingError, InferenceError) as error:
+        err.print(f"hemonode: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

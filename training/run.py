@@ -1,0 +1,325 @@
+"""One training from its sources to a model directory: what `hemonode train` does.
+
+::
+
+    OUT/dataset.json      every study and its side of the split
+    OUT/log.csv, curves.png, tensorboard/
+    OUT/checkpoint.safetensors, best.safetensors
+    OUT/model/            card, weights and dataset.json: what a node reads, and what judges the model later
+
+A run that was stopped, however, is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from inference.card import ModelCard, ModelError
+from inference.models import FAMILIES, ScanModel
+from inference.result import LABELS, Json
+from training import manifest
+from training.cache import VolumeCache
+from training.dataset import Scan, prepare_all, split
+from training.errors import DataError, TrainingError
+from training.export import Description, export, round_as_stored
+from training.guard import refuse_overlap
+from training.loop import Keep, Progress, Run
+from training.manifest import DATASET_FILE
+from training.metrics import auc, log_loss
+from training.reading import read
+from training.recipe import Recipe
+from training.recipes import RECIPES
+from training.record import RunLog
+from training.sources.named import open_source
+from training.stages import describe
+from training.study import LabelledStudy
+from training.team import ALONE, Team
+from training.watch import Watch
+
+SIDES = ("training", "validation", "test")
+SYNTHETIC = (
+    "Demonstration only: trained and judged on synthetic phantoms, never on a patient. Not for clinical use. "
+    "The figures say that the machinery works, nothing about how well it reads patients."
+)
+INVESTIGATIONAL = (
+    "Investigational: figures are those of its own split. Not for clinical use until a site has judged and released it."
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asks for.
+
+    `data` are sources by name; `test` likewise, in place of a share of `data`. `shares` are those of training,
+    validation and test, by patient. `values` change the recipe's, `architecture` the network's.
+    """
+
+    recipe: str
+    data: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    out: Path
+    cache: Path
+    cache_gb: float
+    seed: int = 0
+    shares: tuple[float, ...] = (0.7, 0.15, 0.15)
+    minutes: float = float("inf")
+    values: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = field(default_factory=dict)
+    checkpoint_every: int = 200
+    validate_every: int = 500
+    workers: int = 2
+
+
+Told = Callable[[str, int | None], Callable[[int], None]]
+"""Begins a progress bar with this text and total, and gives what moves it to a place."""
+
+
+def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda ___: None) -> ModelCard | None:
+    """Train, judge and export; returns the card, or None in a process that does not lead its team.
+
+    Raises
+    ------
+    TrainingError
+        Something asked for is not there, patients or pixels stand on two sides, or the loss diverged.
+    """
+    recipe = _recipe(asked)
+    values = _changed(recipe.values(), asked.values, "--set")
+    model = _network(recipe, asked)
+    cache = VolumeCache(asked.cache / "volumes", limit=int(asked.cache_gb * 1e9))
+    with _first(team):
+        sides = _sides(asked, recipe, model, cache, told)
+        listed = manifest.of(sides, said={"data": asked.data, "test": asked.test, "seed": asked.seed})
+        _same_data(asked.out / DATASET_FILE, listed)
+    watch = Watch(labels=recipe.labels)
+    if team.leads:
+        watch.data(sides["training"])
+    session = _Session(asked=asked, recipe=recipe, model=model, validation=sides["validation"], watch=watch)
+    run = Run(
+        seed=asked.seed,
+        minutes=asked.minutes,
+        keep=Keep(path=asked.out / "checkpoint.safetensors", every=asked.checkpoint_every),
+        report=session.reporter(told) if team.leads else None,
+        report_every=session.report_every,
+        team=team,
+        workers=asked.workers,
+    )
+    try:
+        steps = recipe.train(model, sides["training"], recipe=values, run=run)
+        if not team.leads:
+            return None
+        session.validate(steps)
+    finally:
+        session.log.close()
+    session.take_best()
+    return _exported(asked, recipe, values, model, sides, listed, watch)
+
+
+@dataclass(kw_only=True)
+class _Session:
+    """What the leading process looks after while the network is trained."""
+
+    asked: Asked
+    recipe: Recipe
+    model: ScanModel
+    validation: Sequence[Scan]
+    watch: Watch
+    log: RunLog = field(init=False)
+    validated: int = -1
+
+    def __post_init__(self) -> None:
+        self.log = RunLog(self.asked.out)
+
+    @property
+    def report_every(self) -> int:
+        """Steps between two reports: fifty, or so many that validations fall on a report."""
+        every = self.asked.validate_every
+        return next(n for n in range(min(50, every), 0, -1) if every % n == 0)
+
+    @property
+    def _best(self) -> Path:
+        return self.asked.out / "best.safetensors"
+
+    def reporter(self, told: Told) -> Callable[[Progress], None]:
+        """What the loop reports to."""
+        move = told("training", 1000)
+
+        def report(now: Progress) -> None:
+            self.log.write(
+                now.step,
+                **{"training/loss": now.loss, "gradient_norm": now.norm, "learning_rate": now.rate,
+                   "seconds": now.seconds},
+            )  # fmt: skip
+            self.watch.training(now)
+            move(int(1000 * now.share))
+            if now.step % self.asked.validate_every == 0:
+                self.validate(now.step)
+                self.model.train()
+
+        return report
+
+    def validate(self, step: int) -> None:
+        """Judge the network on the validation scans, and keep it where it is the best so far."""
+        if not self.validation or step == self.validated:
+            return
+        self.validated = step
+        readings = read(self.model, describe(self.model, self.validation))
+        columns = [LABELS.index(label) for label in self.recipe.labels]
+        scores = np.concatenate([reading.scores for reading in readings])
+        truth = np.concatenate([reading.scan.labels for reading in readings])[:, columns]
+        known = ~np.isnan(truth).any(1)
+        if not known.any():
+            return
+        loss = log_loss(scores[known], truth[known])
+        area = auc(scores[known, 0], truth[known, 0] == 1)
+        self.log.write(step, **{"validation/loss": loss} | ({} if area is None else {"validation/auc_any": area}))
+        self.watch.validation(scores, truth, number=max(0, step // self.asked.validate_every - 1))
+        if loss < self._best_loss(step):
+            state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+            partial = self._best.with_suffix(".partial")
+            save_file(state, partial, metadata={"loss": repr(loss), "step": str(step)})
+            partial.rename(self._best)
+
+    def _best_loss(self, step: int) -> float:
+        """Of the best network before `step`. One that a killed life of this run kept later does not count yet."""
+        if not self._best.exists():
+            return float("inf")
+        with safe_open(self._best, framework="pt") as file:
+            facts = file.metadata()
+        return float(facts["loss"]) if int(facts["step"]) < step else float("inf")
+
+    def take_best(self) -> None:
+        """The network is the best on validation, where there was any."""
+        if self._best.exists():
+            self.model.load_state_dict(load_file(self._best))
+
+
+def _recipe(asked: Asked) -> Recipe:
+    if asked.recipe not in RECIPES:
+        raise TrainingError(f"no recipe {asked.recipe!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[asked.recipe]
+
+
+def _changed(values: Json, changes: dict[str, Any], option: str) -> Json:
+    before = values.to_json()
+    if unknown := sorted(set(changes) - set(before)):
+        raise TrainingError(f"{option}: no {', '.join(unknown)}; there are {', '.join(before)}")
+    for name, value in changes.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) != isinstance(before[name], bool):
+            raise TrainingError(f"{option} {name}: {value!r}, expected a value like {before[name]!r}")
+    return type(values).from_json(before | changes)
+
+
+def _network(recipe: Recipe, asked: Asked) -> ScanModel:
+    torch.manual_seed(asked.seed)
+    try:
+        return FAMILIES[recipe.family](recipe.architecture | asked.architecture)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"--architecture: no {recipe.family} network is like that: {error}") from error
+
+
+@contextmanager
+def _first(team: Team) -> Iterator[None]:
+    """The leading process goes first: what it decodes, the others find."""
+    if not team.leads:
+        team.wait()
+    yield
+    if team.leads:
+        team.wait()
+
+
+def _sides(asked: Asked, recipe: Recipe, model: ScanModel, cache: VolumeCache, told: Told) -> dict[str, Sequence[Scan]]:
+    """The prepared scans of each side; an overlap is refused."""
+    index = asked.cache / "index"
+    preprocessing = recipe.preprocessing(model.size)
+
+    def prepared(studies: Sequence[LabelledStudy]) -> list[Scan]:
+        move, done = told("preparing scans", len(studies)), 0
+
+        def one() -> None:
+            nonlocal done
+            done += 1
+            move(done)
+
+        return prepare_all(studies, cache=cache, preprocessing=preprocessing, workers=asked.workers, told=one)
+
+    scans = prepared([study for text in asked.data for study in open_source(text, index=index)])
+    dealt = split([scan.facts.patient for scan in scans], shares=_shares(asked), seed=asked.seed)
+    sides: dict[str, Sequence[Scan]] = {
+        side: [scan for scan in scans if scan.facts.patient in patients]
+        for side, patients in zip(SIDES, map(set, dealt), strict=False)
+    }
+    if asked.test:
+        sides["test"] = prepared([study for text in asked.test for study in open_source(text, index=index)])
+    if not sides["training"]:
+        raise DataError("no study is left to train on")
+    refuse_overlap(sides)
+    return sides
+
+
+def _shares(asked: Asked) -> tuple[float, ...]:
+    """Of training and validation alone where the test has a source of its own."""
+    kept = asked.shares[:2] if asked.test else asked.shares
+    return tuple(share / sum(kept) for share in kept)
+
+
+def _same_data(path: Path, listed: bytes) -> None:
+    """The list stands in `path`; a run that was begun with other studies is not continued."""
+    if path.exists() and path.read_bytes() != listed:
+        raise DataError(f"{path}: this run was begun with other studies or labels; take another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_bytes(listed)
+
+
+def _exported(
+    asked: Asked,
+    recipe: Recipe,
+    values: Json,
+    model: ScanModel,
+    sides: dict[str, Sequence[Scan]],
+    listed: bytes,
+    watch: Watch,
+) -> ModelCard:
+    round_as_stored(model)
+    synthetic = all(scan.facts.source == "phantom" for scans in sides.values() for scan in scans)
+    description = Description(
+        name=f"{recipe.name} ({recipe.paper})",
+        family=recipe.family,
+        version=hashlib.sha256(listed).hexdigest()[:12],
+        architecture=recipe.architecture | asked.architecture,
+        preprocessing=recipe.preprocessing(model.size),
+        labels=recipe.labels,
+        rule=recipe.rule,
+        recipe=f"hemonode train {recipe.name}: {json.dumps(values.to_json())}, from random weights",
+        data=f"{', '.join(asked.data + asked.test)}; {DATASET_FILE} has SHA-256 {hashlib.sha256(listed).hexdigest()}",
+        seed=asked.seed,
+        demonstration=synthetic,
+        intended_use=SYNTHETIC if synthetic else INVESTIGATIONAL,
+        figures={"warnings": watch.said},
+    )
+    try:
+        return export(
+            model,
+            asked.out / "model",
+            description,
+            training=sides["training"],
+            validation=describe(model, sides["validation"]),
+            test=describe(model, sides["test"]),
+            beside={DATASET_FILE: listed},
+        )
+    except ModelError as error:
+        raise TrainingError(f"the model cannot be written: {error}") from error
