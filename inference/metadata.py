@@ -86,7 +86,7 @@ class HeaderModel:
         with torch.inference_mode():
             logits = self.network.decide(torch.from_numpy(facts)).numpy()
         said = reading.of_slices(
-            self.card, self.card.calibration.probabilities(logits, labels=self.card.labels), ordered
+            self.card, self.card.calibration.slice_scores(logits, labels=self.card.labels), ordered
         )
         return ModelReading(
             name=self.name,

@@ -143,6 +143,7 @@ class ReadSection(Section):
     poll: Seconds = 0.05
     lease: Seconds = 60
     attempts: Annotated[int, Field(ge=1)] = 3
+    out_of_distribution: Literal["say", "abstain"] = "abstain"
     models: dict[Name, ModelSection] = Field(default_factory=_demonstration)
 
 

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from db.schema import now
 from inference import importing
-from inference.card import CARD_FILE, ModelError, read_card
+from inference.card import CARD_FILE, ModelCard, ModelError, read_card
 from inference.decoding import Stored
 from inference.device import keep_freed_memory
 from inference.errors import UnreadablePixels
@@ -271,10 +271,9 @@ def catalogue(settings: Settings) -> dict[str, Any]:
     configured = models(settings)
     used = {Path(model["directory"]).resolve() for model in configured}
     packaged = [
-        card.to_json() | {"model": card.name, "name": path.name, "directory": str(path), "trigger": False}
+        _card_facts(path.name, path, read_card(path), trigger=False)
         for path in reading.packaged()
         if path.resolve() not in used
-        for card in (read_card(path),)
     ]
     return {
         "networks": [published.facts() for published in PUBLISHED],
@@ -286,7 +285,17 @@ def catalogue(settings: Settings) -> dict[str, Any]:
 def models(settings: Settings) -> list[dict[str, Any]]:
     """Every configured model: where it lies, what its card says, and whether it may raise the flag."""
     return [
-        card.to_json()
-        | {"model": card.name, "name": name, "directory": str(directory), "trigger": settings.read.models[name].trigger}
+        _card_facts(name, directory, card, trigger=settings.read.models[name].trigger)
         for name, (directory, card) in reading.cards(settings).items()
     ]
+
+
+def _card_facts(name: str, directory: Path, card: ModelCard, *, trigger: bool) -> dict[str, Any]:
+    return {
+        **card.to_json(),
+        "model": card.name,
+        "name": name,
+        "directory": str(directory),
+        "trigger": trigger,
+        "certainty": card.certainty_in_words(),
+    }

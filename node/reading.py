@@ -6,7 +6,7 @@ from pathlib import Path
 
 import inference
 from inference.card import CARD_FILE, ModelCard, ModelError, read_card
-from inference.decision import Combination
+from inference.combination import Combination
 from inference.engine import Engine
 from inference.metadata import HeaderModel
 from inference.result import ANY
@@ -76,7 +76,10 @@ def combination_of(read: ReadSection) -> Combination:
     triggers = {name: ANY for name, model in read.models.items() if model.trigger}
     if not triggers:
         raise StartError("no model under [read.models] has trigger = true: nothing could ever be flagged")
-    return Combination(any_of=triggers) if read.combine == "any_of" else Combination(all_of=triggers)
+    abstain = read.out_of_distribution == "abstain"
+    if read.combine == "any_of":
+        return Combination(any_of=triggers, abstain=abstain)
+    return Combination(all_of=triggers, abstain=abstain)
 
 
 def cards(settings: Settings) -> dict[str, tuple[Path, ModelCard]]:

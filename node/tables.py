@@ -142,6 +142,8 @@ def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
         yield table(rows, columns, title="series")
     for reading in result["readings"]:
         yield _reading(reading)
+        for warning in reading["warnings"]:
+            yield Text(f"  warning: {reading['name']}: {warning}", style="yellow")
 
 
 def _reading(reading: Mapping[str, Any]) -> Table:
@@ -160,7 +162,9 @@ def _reading(reading: Mapping[str, Any]) -> Table:
 
 
 def _scale(finding: Mapping[str, Any]) -> str:
-    return "probability" if finding["calibrated"] else "score, not a probability"
+    if finding["calibrated"]:
+        return f"probability {finding['probability']:.2f}, where {finding['prevalence']:.0%} of scans bear it"
+    return "score, not a probability"
 
 
 def timeline(events: Sequence[Mapping[str, Any]]) -> Table:
@@ -264,8 +268,9 @@ def _card(card: Mapping[str, Any]) -> Iterable[RenderableType]:
         "SHA-256": card["sha256"],
         "raises the flag": "yes" if card["trigger"] else "no",
         "scan rule": ", ".join(f"{key} {value}" for key, value in card["rule"].items()),
-        "operating points": ", ".join(f"{label} ≥ {value:.3g}" for label, value in card["thresholds"].items()),
-        "scores are": "calibrated probabilities" if card["calibrated"] else "scores, not probabilities",
+        "thresholds": ", ".join(f"{label} ≥ {value:.3g}" for label, value in card["thresholds"].items()),
+        **card["certainty"],
+        "findings have": "probabilities beside scores" if card["calibrated"] else "scores, not probabilities",
         "trained by": f"{card['provenance']['recipe']} on {card['provenance']['data']}",
         "intended use": card["intended_use"],
     }

@@ -126,6 +126,7 @@ class Resnet3d(ScanModel):
     channels = 1
     descriptor_type = torch.float16
     costly_decide = True
+    describes = False
     memory_format = torch.contiguous_format
 
     def __init__(self, config: Resnet3dConfig) -> None:

@@ -34,6 +34,9 @@ class ScanModel(nn.Module, ABC):
         slices at a time.
     memory_format : torch.memory_format
         In which the weights lie best.
+    describes : bool
+        Whether a descriptor says what was seen in the slice, so that the distance between two means something; not
+        where it is the image itself.
     last_maps : str
         The module whose output are the last maps (n, c, …) with a place in the image: what Grad-CAM looks at.
     beyond : tuple of int
@@ -51,6 +54,7 @@ class ScanModel(nn.Module, ABC):
     per_slice: bool = True
     costly_decide: bool = False
     memory_format: torch.memory_format = torch.channels_last
+    describes: bool = True
     last_maps: str = "trunk.layer4"
     beyond: tuple[int, int] = (0, 0)
     draws_masks: bool = False

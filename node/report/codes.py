@@ -122,6 +122,7 @@ WARNING = _own(value="warning", meaning="Warning")
 NOT_ANALYSED_REASON = _own(value="not_analysed", meaning="Reason why the study was not analysed")
 NONE_SUITABLE = _own(value="none_suitable", meaning="No series is suitable for reading")
 NOTHING_RECEIVED = _own(value="no_series", meaning="No series is known")
+OUT_OF_DISTRIBUTION = _own(value="out_of_distribution", meaning="The scan is unlike those the models were trained on")
 NO_CONCLUSION = _own(value="no_conclusion", meaning="A series was chosen, but reading it came to no conclusion")
 
 # What masks enclose, and what a segment is of. Only where a site has turned locations on.

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from sklearn.ensemble import RandomForestClassifier
 
 from inference.card import load
-from inference.decision import Combination
+from inference.combination import Combination
 from inference.decoding import Stored
 from inference.engine import Engine
 from inference.metadata import ABSENT, FACTS, HeaderModel, header_facts
