@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import uuid
@@ -148,6 +149,9 @@ def receive(settings: Settings, *, number: int = 0, stop: threading.Event) -> No
         ),
     ]
     scp = Scp(settings=settings, database=database, services=services, number=number)
+    # pynetdicom collects garbage every half minute, and everybody waits: what stays to the end need not be looked at.
+    gc.collect()
+    gc.freeze()
     scp.start()
     with alive(database, name=receive_part(number), kind="receive", detail=scp.detail(), refresh=scp.detail):
         stop.wait()
