@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.inference_networks import NETWORKS, card_of
 from inference.backends import Costly
 from inference.card import ModelCard
-from inference.decision import Combination
+from inference.combination import Combination
 from inference.decoding import Stored
 from inference.device import Processor, keep_freed_memory, processors, usable_threads
 from inference.engine import Engine, LoadedModel

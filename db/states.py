@@ -54,12 +54,13 @@ class Priority(StrEnum):
 
 
 class DeliveryKind(StrEnum):
-    """What is delivered: the priority flag, the Structured Report, the request to commit to it, what is available."""
+    """What is delivered: flag, Structured Report, the request to commit to it, what is available; for research, SEG."""
 
     FLAG = "flag"
     SR = "sr"
     COMMITMENT = "commitment"
     AVAILABILITY = "availability"
+    SEG = "seg"
 
 
 class SetAsideKind(StrEnum):

@@ -1,7 +1,8 @@
 """The model card beside the weights: all that must be known to use a model, and the proof that card and weights agree.
 
-A model is a directory with ``card.json`` and ``weights.safetensors``. Nothing else is ever read: a safetensors
-file holds numbers and names and cannot execute code.
+A model is a directory with ``card.json`` and ``weights.safetensors``, and ``features.safetensors`` where its
+out-of-distribution guard looks at the network's features. Nothing else is ever read: a safetensors file holds numbers
+and names and cannot execute code.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,17 +23,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from inference.decision import Calibration, ScanRule
+from inference.calibration import Calibration
+from inference.decision import ScanRule
 from inference.errors import InferenceError
 from inference.models import FAMILIES, ScanModel, build
+from inference.novelty import Features, Guard, Watch
 from inference.preprocess import Preprocessing
-from inference.result import LABELS, Json
+from inference.result import LABELS, Json, OperatingPoint
 
 FORMAT = 1
 """Version of the card's layout. Raised when an older reader would misunderstand a newer card."""
 
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "weights.safetensors"
+FEATURES_FILE = "features.safetensors"
 MOST_NAMED = 5
 
 
@@ -79,11 +84,19 @@ class ModelCard(Json):
     labels : tuple of str
         The network's outputs in order, from `inference.result.LABELS`.
     thresholds : dict
-        Operating point of each label, in 0…1.
+        The threshold in force for each label, in 0…1, on the score of the scan.
+    operating_points : dict
+        The thresholds a label may have, by name and with what was measured at them. Where there are any for a label,
+        its threshold is that of one of them.
     rule : ScanRule
         How slice scores become one score of the scan.
     calibrated : bool
-        Whether scores are probabilities. `calibration` is applied either way.
+        The claim that scans get probabilities that hold: every label then has a calibration of the scan. Without the
+        claim findings have scores only, whatever `calibration` holds.
+    calibration : Calibration
+        What is calibrated, of slices and of scans, and how. That of slices is applied always.
+    guard : Guard or None
+        What the scans of training were like.
     demonstration : bool
         Not for clinical use; everything made from these weights says so.
     figures : dict
@@ -100,9 +113,11 @@ class ModelCard(Json):
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     thresholds: dict[str, float]
+    operating_points: dict[str, tuple[OperatingPoint, ...]] = field(default_factory=dict)
     rule: ScanRule
     calibrated: bool = False
     calibration: Calibration = field(default_factory=Calibration)
+    guard: Guard | None = None
     demonstration: bool
     intended_use: str
     provenance: Provenance = field(default_factory=Provenance)
@@ -121,17 +136,56 @@ class ModelCard(Json):
             raise ValueError(f"thresholds are given for {sorted(self.thresholds)}, expected {sorted(self.labels)}")
         if any(not 0 <= value <= 1 for value in self.thresholds.values()):
             raise ValueError("thresholds must lie between 0 and 1")
-        if set(self.calibration.temperature) - set(self.labels):
-            raise ValueError(f"calibration names labels other than {sorted(self.labels)}")
+        for what, named in (("calibration", self.calibration.labels), ("operating points", set(self.operating_points))):
+            if named - set(self.labels):
+                raise ValueError(f"{what} names labels other than {sorted(self.labels)}")
+        if self.calibrated and (lacking := set(self.labels) - set(self.calibration.scan)):
+            raise ValueError(f"it claims to be calibrated, and has no calibration of scans for {sorted(lacking)}")
+        for label, points in self.operating_points.items():
+            if points and self.operating_point(label) is None:
+                raise ValueError(f"the threshold {self.thresholds[label]} of {label} is none of its operating points")
+
+    def operating_point(self, label: str) -> OperatingPoint | None:
+        """What was measured at the threshold in force; None where nothing was."""
+        points = self.operating_points.get(label, ())
+        return next((point for point in points if point.threshold == self.thresholds[label]), None)
+
+    def certainty_in_words(self) -> dict[str, str]:
+        """How sure the model is, for people: operating points, calibration and guard, by what they are."""
+        points = [
+            f"{label}, {point}{' (in force)' if point == self.operating_point(label) else ''}"
+            for label in self.labels
+            for point in self.operating_points.get(label, ())
+        ]
+        return {
+            "operating points": "\n".join(points) or "nothing was measured",
+            "calibration": "\n".join(f"{label}: {self.calibration.in_words(label)}" for label in self.labels),
+            "out of distribution": self.guard.in_words() if self.guard else "no guard: every scan is taken for usual",
+        }
 
 
-def save(directory: Path, card: ModelCard, state: Mapping[str, Tensor], *, half: bool = False) -> ModelCard:
+def save(
+    directory: Path,
+    card: ModelCard,
+    state: Mapping[str, Tensor],
+    *,
+    half: bool = False,
+    features: Features | None = None,
+) -> ModelCard:
     """Writes card and weights so that `directory` holds the old model or the new one whole; returns the card written.
 
-    The digest is filled in. With `half`, matrices and kernels are stored as float16 (`load` gives float32 back).
-    Raises ``CardMismatch`` where `state` does not fit the card's architecture: such a model could never be loaded.
+    The digests are filled in. With `half`, matrices and kernels are stored as float16 (`load` gives float32 back).
+    `features` belong to the card's guard.
+
+    Raises ``CardMismatch`` where `state` does not fit the card's architecture, or the guard lacks its features or has
+    no use for them: such a model could never be loaded.
     """
     _require_fit(card, state, directory)
+    statistics = features.to_bytes() if features else b""
+    if bool(statistics) != (card.guard is not None and card.guard.feature_limit is not None):
+        raise CardMismatch(f"{directory}: the card's guard and the features given do not belong together")
+    if card.guard is not None and statistics:
+        card = replace(card, guard=replace(card.guard, features_sha256=hashlib.sha256(statistics).hexdigest()))
     stored = {name: _to_store(tensor, half=half) for name, tensor in state.items()}
     weights = safetensors.torch.save(stored, {"format": "pt"})
     card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
@@ -139,7 +193,9 @@ def save(directory: Path, card: ModelCard, state: Mapping[str, Tensor], *, half:
     fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         _write(fresh / WEIGHTS_FILE, weights)
-        _write(fresh / CARD_FILE, (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode())
+        if statistics:
+            _write(fresh / FEATURES_FILE, statistics)
+        _write(fresh / CARD_FILE, _readable(card.to_json()).encode())
         fresh.chmod(0o755)
         _put_in_place(fresh, directory)
     finally:
@@ -190,6 +246,33 @@ def load(directory: Path) -> tuple[ModelCard, dict[str, Tensor]]:
     return card, state
 
 
+def load_watch(directory: Path, card: ModelCard) -> Watch | None:
+    """The out-of-distribution guard of the model whose card was read from `directory`; None where it has none.
+
+    Raises ``WeightsMissing`` or ``CardMismatch`` where the features' statistics are missing, or not the card's.
+    """
+    if card.guard is None or card.guard.feature_limit is None:
+        return None if card.guard is None else Watch(guard=card.guard)
+    path = directory / FEATURES_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise WeightsMissing(f"{path} does not exist, though the guard in {CARD_FILE} needs it") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != card.guard.features_sha256:
+        expected = card.guard.features_sha256 or "nothing"
+        raise CardMismatch(f"{path} has SHA-256 {digest}, the card expects {expected}")
+    try:
+        features = Features.from_bytes(data)
+    except ValueError as error:
+        raise CardMismatch(f"{path}: {error}") from error
+    with torch.device("meta"):
+        expected_size = build(card).descriptor_size
+    if len(features.mean) != expected_size:
+        raise CardMismatch(f"{path} is for {len(features.mean)} features, this {card.family} has {expected_size}")
+    return Watch(guard=card.guard, features=features)
+
+
 def _require_fit(card: ModelCard, state: Mapping[str, Tensor], path: Path) -> None:
     """Raises ``CardInvalid`` for an impossible architecture, ``CardMismatch`` unless `state` is exactly its state."""
     try:
@@ -224,6 +307,12 @@ def _require_sense(card: ModelCard, model: ScanModel, path: Path) -> None:
         raise CardInvalid(f"{path}: this {card.family} scores the scan as a whole, which allows no rule but max")
     if card.preprocessing.blank_below and model.context != 0:
         raise CardInvalid(f"{path}: this {card.family} looks at several slices, so none can be left out as blank")
+
+
+def _readable(card: dict[str, Any]) -> str:
+    """JSON for people: one line for each value, and lists of numbers in one line."""
+    text = json.dumps(card, indent=2, ensure_ascii=False)
+    return re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
 def _some(names: Iterable[str]) -> str:

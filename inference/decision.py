@@ -1,17 +1,17 @@
-"""From slice scores to one statement about the scan: calibration, scan rules, and the combination of several models."""
+"""From slice scores to one statement about the scan: the scan rules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.result import ANY, Json, ModelReading, Outcome
+from inference.result import Json
 
 SAME_PLACE_MM = 0.1
 """Slices closer than this show the same place and count once."""
@@ -27,7 +27,7 @@ KEY_SLICES = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRule(Json):
-    """How slice scores become one score of the scan: exactly one of three rules.
+    """How slice scores become one score of the scan: exactly one of four rules.
 
     Attributes
     ----------
@@ -38,44 +38,30 @@ class ScanRule(Json):
         The same, with as many slices as cover this extent along the normal.
     max : bool
         The most suspicious slice (Nguyen et al., section 3.2).
+    noisy_or_mm: float or None
+        All slices together: ``1 − Π (1 − p_i)^w_i``, where a slice weighs by the length e_i of the head for which it
+        stands, ``w_i = min(1, e_i / d)`` with this d. Slices d apart or more are so many independent looks, which is
+        the noisy-or (Pearl 1988, section 4.3.2); ten thin slices in place of one thick one are the same look in ten
+        parts, and count like it. Slices at the same place count once, and a missing slice not at all.
     """
 
     run: int | None = None
     extent_mm: float | None = None
     max: bool = False
+    noisy_or_mm: float | None = None
 
     def __post_init__(self) -> None:
         """Refuses anything but one rule, with ``ValueError``."""
-        if [self.run is not None, self.extent_mm is not None, self.max].count(True) != 1:
-            raise ValueError("a scan rule is exactly one of run, extent_mm and max")
-        if (self.run is not None and self.run < 1) or (self.extent_mm is not None and not self.extent_mm > 0):
-            raise ValueError("a scan rule needs a run of at least one slice, or a positive extent")
+        given = [self.run is not None, self.extent_mm is not None, self.max, self.noisy_or_mm is not None]
+        if given.count(True) != 1:
+            raise ValueError("a scan rule is exactly one of run, extent_mm, max and noisy_or_mm")
+        lengths = [length for length in (self.extent_mm, self.noisy_or_mm) if length is not None]
+        if (self.run is not None and self.run < 1) or not all(0 < length < math.inf for length in lengths):
+            raise ValueError("a scan rule needs a run of at least one slice, or a positive length")
 
     def to_json(self) -> dict[str, Any]:
         """The one rule that holds, for example ``{"run": 3}``."""
         return {name: value for name, value in super().to_json().items() if value}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration(Json):
-    """Temperature scaling (Guo et al., ICML 2017): each label's logits are divided by its temperature.
-
-    `temperature` maps label → T > 0; labels not named have T = 1.
-    """
-
-    temperature: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuses temperatures that are not positive numbers, with ``ValueError``."""
-        if any(not (value > 0 and math.isfinite(value)) for value in self.temperature.values()):
-            raise ValueError("a calibration temperature must be a positive number")
-
-    def probabilities(self, logits: NDArray[np.floating[Any]], *, labels: Sequence[str]) -> NDArray[np.float64]:
-        """Values (s, labels) in 0…1 from logits (s, labels)."""
-        temperatures = np.array([self.temperature.get(label, 1.0) for label in labels])
-        scaled = np.clip(np.asarray(logits, dtype=np.float64) / temperatures, -700, 700)
-        values: NDArray[np.float64] = 1 / (1 + np.exp(-scaled))
-        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +106,13 @@ def judge(
     The score of the scan is the best window's weakest slice: ``max_i min(p_i, …, p_i+n-1)``. Holding it against a
     threshold t is exactly "n or more consecutive slices at or above t", and it orders scans by suspicion besides.
     Where no unbroken stretch is as long as the rule asks, the longest one is used whole: a short series must not be
-    negative for its shortness.
+    negative for its shortness. `ScanRule.noisy_or_mm` takes all slices together instead.
 
     Raises ``ValueError`` for no slices, scores that are not finite, or lists of unequal length.
     """
     stretches = _stretches(_places(scores, positions_mm, thickness_mm))
+    if rule.noisy_or_mm:
+        return _together(stretches, rule.noisy_or_mm, threshold)
     windows = _by_extent(stretches, rule.extent_mm) if rule.extent_mm else _by_run(stretches, rule.run or 1)
     weakest = [min(place.score for place in stretch[start:stop]) for stretch, start, stop in windows]
     score = max(weakest)
@@ -217,16 +205,45 @@ def _covering(widths: list[float], extent_mm: float) -> Iterator[tuple[int, int]
             yield start, start + int(covered.argmax()) + 1
 
 
+def _together(stretches: list[Stretch], look_mm: float, threshold: float) -> ScanDecision:
+    """The noisy-or of all places. Its key slices are the fewest that reach the threshold without the others."""
+    widths = [min(1.0, width / look_mm) for stretch in stretches for width in _widths(stretch, otherwise=look_mm)]
+    weighed = list(zip((place for stretch in stretches for place in stretch), widths, strict=True))
+    weighed.sort(key=lambda pair: (_doubt(pair[0], pair[1]), pair[0].position_mm))
+    doubts = np.cumsum([_doubt(place, weight) for place, weight in weighed])
+    scores = -np.expm1(doubts)
+    score = float(scores[-1])
+    present = score >= threshold
+    needed = int((scores >= threshold).argmax()) + 1 if present else 0
+    level = f"{_level(threshold)} (noisy-or, one look in {look_mm:g} mm)"
+    rule = f"all slices together {floored(score)}, {'at or above' if present else 'below'} {level}"
+    if present:
+        at = sorted(place.position_mm for place, _ in weighed[:needed])
+        carried = f"slice at {at[0]:.1f} mm" if needed == 1 else f"{needed} slices at {at[0]:.1f}…{at[-1]:.1f} mm"
+        rule += f": carried by the {carried}"
+    keys = tuple(place.index for place, _ in weighed[: min(needed, KEY_SLICES)])
+    return ScanDecision(score=score, present=present, rule=rule, key_slices=keys)
+
+
+def _doubt(place: _Place, weight: float) -> float:
+    """The logarithm of the probability that a slice is clean, weighed: at most 0, the lower the more suspicious."""
+    return weight * math.log1p(-place.score) if place.score < 1 else -math.inf
+
+
+def _level(threshold: float) -> str:
+    return f"{threshold:.2f}" if threshold >= 0.1 else f"{threshold:.3g}"
+
+
 def _in_words(window: tuple[Stretch, int, int], score: float, rule: ScanRule, threshold: float) -> str:
     """For example "5 consecutive slices at or above 0.50 (3 needed): slices at 12.5…32.5 mm"."""
     stretch, start, stop = window
     needed = stop - start
-    level = f"at or above {threshold:.2f}" if threshold >= 0.1 else f"at or above {threshold:.3g}"
+    level = f"at or above {_level(threshold)}"
     asked = f"{rule.extent_mm:g} mm, {needed}" if rule.extent_mm else f"{needed}"
     if score < threshold:
         what, reach = ("slice", "highest slice") if needed == 1 else (f"{needed} consecutive slices", "best run")
         extent = f" ({rule.extent_mm:g} mm)" if rule.extent_mm else ""
-        return f"no {what} {level}{extent}; the {reach} reaches {_floor(score)}"
+        return f"no {what} {level}{extent}; the {reach} reaches {floored(score)}"
     while start > 0 and stretch[start - 1].score >= threshold:
         start -= 1
     while stop < len(stretch) and stretch[stop].score >= threshold:
@@ -237,81 +254,6 @@ def _in_words(window: tuple[Stretch, int, int], score: float, rule: ScanRule, th
     return f"{stop - start} consecutive slices {level} ({asked} needed): slices at {first:.1f}…{last:.1f} mm"
 
 
-def _floor(score: float) -> str:
+def floored(score: float) -> str:
     """Two decimals, rounded down, so that a score below the threshold never reads like the threshold."""
     return f"{math.floor(score * 100) / 100:.2f}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Combination(Json):
-    """Which findings make a study positive: model name → label that triggers.
-
-    The study is positive when any of `any_of` is present, or all of `all_of` are. With both empty every model's "any"
-    triggers by itself.
-    """
-
-    any_of: dict[str, str] = field(default_factory=dict)
-    all_of: dict[str, str] = field(default_factory=dict)
-
-
-def combine(readings: Sequence[ModelReading], how: Combination | None = None) -> tuple[Outcome, str]:
-    """The outcome of the study, and the reason in one sentence.
-
-    A model that is named but gave no reading of its label can neither trigger nor clear: where the others leave the
-    question open the study is *not analysed*, never negative.
-    """
-    how = how or Combination()
-    any_of = how.any_of if how.any_of or how.all_of else {reading.name: ANY for reading in readings}
-    by_name = {reading.name: reading for reading in readings}
-    verdicts = [_any(_fired(by_name, any_of))] if any_of else []
-    verdicts += [_all(_fired(by_name, how.all_of))] if how.all_of else []
-    triggers = [*any_of.items(), *how.all_of.items()]
-    match _any(verdicts):
-        case True:
-            return Outcome.POSITIVE, _reasons(by_name, triggers, lambda present: present is True)
-        case False if triggers:
-            return Outcome.NEGATIVE, _reasons(by_name, triggers, lambda present: present is not None)
-        case _:
-            absent = _reasons(by_name, triggers, lambda present: present is None)
-            return Outcome.NOT_ANALYSED, absent or "no model gave a reading"
-
-
-def _present(by_name: Mapping[str, ModelReading], name: str, label: str) -> bool | None:
-    """Whether the model finds the label; None where it said nothing about it."""
-    finding = by_name[name].finding(label) if name in by_name else None
-    return finding.present if finding else None
-
-
-def _fired(by_name: Mapping[str, ModelReading], triggers: Mapping[str, str]) -> list[bool | None]:
-    return [_present(by_name, name, label) for name, label in triggers.items()]
-
-
-def _any(values: Sequence[bool | None]) -> bool | None:
-    """Three-valued or: True if any is, else None if any is unknown."""
-    return True if True in values else None if None in values else False
-
-
-def _all(values: Sequence[bool | None]) -> bool | None:
-    """Three-valued and: False if any is, else None if any is unknown."""
-    return False if False in values else None if None in values else True
-
-
-def _reasons(
-    by_name: Mapping[str, ModelReading], triggers: Sequence[tuple[str, str]], keep: Callable[[bool | None], bool]
-) -> str:
-    parts = [
-        _reason(by_name.get(name), name, label)
-        for name, label in dict.fromkeys(triggers)
-        if keep(_present(by_name, name, label))
-    ]
-    return "; ".join(parts)
-
-
-def _reason(reading: ModelReading | None, name: str, label: str) -> str:
-    finding = reading.finding(label) if reading else None
-    if reading is None or finding is None:
-        return f"{name}: gave no reading of {label}"
-    if label == reading.findings[0].label:
-        return f"{name}: {reading.rule}"
-    side = "at or above" if finding.present else "below"
-    return f"{name}: {label} {_floor(finding.score)}, {side} {finding.threshold:.2f}"

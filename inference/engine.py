@@ -16,9 +16,10 @@ from torch import Tensor
 
 from inference import reading
 from inference.backends import BackendFailed, accelerated, chosen
-from inference.card import ModelCard, ModelError, load
+from inference.card import ModelCard, ModelError, load, load_watch
 from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors, usable_threads
 from inference.models import ScanModel, build
+from inference.novelty import Watch
 from inference.place import ScanSlice, SlicePlace
 from inference.preprocess import brain_fraction, prepare
 from inference.result import ModelReading
@@ -64,6 +65,7 @@ class LoadedModel:
     name: str
     card: ModelCard
     state: dict[str, Tensor]
+    watch: Watch | None = None
 
     def on(self, processor: Processor) -> ScanModel:
         """The network with its weights on the processor, ready to run."""
@@ -150,7 +152,7 @@ class Engine:
         loaded = []
         for name, directory in models.items():
             card, state = load(directory)
-            loaded.append(LoadedModel(name=name, card=card, state=state))
+            loaded.append(LoadedModel(name=name, card=card, state=state, watch=load_watch(directory, card)))
         return cls(loaded, ladder=ladder, chunk=chunk, backend=backend)
 
     @property
@@ -178,6 +180,11 @@ class Engine:
         """The card of each model by name, in reading order."""
         return {model.name: model.card for model in self._models}
 
+    @property
+    def watches(self) -> dict[str, Watch]:
+        """The out-of-distribution guard of each model that has one, by name."""
+        return {model.name: model.watch for model in self._models if model.watch is not None}
+
     def warm_up(self) -> None:
         """Has run every network, with a full batch and with one slice, so that the first study does not pay for it."""
         for count in (self._chunk, 1):
@@ -192,7 +199,7 @@ class Engine:
         Raises ``DeviceLost`` when the last processor failed.
         """
         rows = {model.name: [self._no_rows(model)] for model in self._models}
-        waiting = list(slices)
+        waiting = list(slices) if rows else []
         while waiting:
             encoded = self._retreating(partial(self._encode_first, waiting))
             for name, descriptors in encoded.items():
@@ -299,7 +306,7 @@ class Engine:
         logits = self._retreating(partial(self._logits, model, descriptors))
         if not np.isfinite(logits).all():
             raise NotFinite(f"{model.name}: the network gave values that are not finite")
-        return model.card.calibration.probabilities(logits, labels=model.card.labels)
+        return model.card.calibration.slice_scores(logits, labels=model.card.labels)
 
     def _logits(self, model: LoadedModel, descriptors: Rows) -> NDArray[np.float32]:
         """Logits (s, labels) or (1, labels)."""

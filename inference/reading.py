@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inference.card import ModelCard
 from inference.decision import KEY_SLICES, ScanDecision, judge
 from inference.place import SlicePlace
-from inference.result import Finding, SliceReading
+from inference.result import Finding, ModelReading, Novelty, SliceReading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +64,35 @@ def _verdict_on_whole(score: float, threshold: float) -> ScanDecision:
 
 
 def _findings(card: ModelCard, verdicts: Sequence[ScanDecision]) -> tuple[Finding, ...]:
-    return tuple(
-        Finding(
-            label=label,
-            present=verdict.present,
-            score=verdict.score,
-            threshold=card.thresholds[label],
-            calibrated=card.calibrated,
-        )
-        for label, verdict in zip(card.labels, verdicts, strict=True)
+    return tuple(_finding(card, label, verdict) for label, verdict in zip(card.labels, verdicts, strict=True))
+
+
+def _finding(card: ModelCard, label: str, verdict: ScanDecision) -> Finding:
+    scan = card.calibration.scan[label] if card.calibrated else None
+    return Finding(
+        label=label,
+        present=verdict.present,
+        score=verdict.score,
+        threshold=card.thresholds[label],
+        calibrated=scan is not None,
+        probability=scan.probability(verdict.score) if scan else None,
+        prevalence=scan.prevalence if scan else None,
+        operating_point=card.operating_point(label),
+    )
+
+
+def watched(reading: ModelReading, novelty: Novelty) -> ModelReading:
+    """The reading with what the guard says of the scan. Nothing that was found is lowered or removed.
+
+    Of a scan unlike those of training no probability is known: its findings keep their scores alone.
+    """
+    if not novelty.unlike:
+        return replace(reading, novelty=novelty)
+    return replace(
+        reading,
+        novelty=novelty,
+        findings=tuple(replace(f, calibrated=False, probability=None, prevalence=None) for f in reading.findings),
+        warnings=(*reading.warnings, f"the scan is unlike those the model was trained on: {novelty.sentence}"),
     )
 
 

@@ -97,10 +97,66 @@ class SliceReading(Json):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rate(Json):
+    """A share with its counts and its Wilson 95 % interval; without a value where there were no cases."""
+
+    hits: int
+    cases: int
+    value: float | None
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        """Refuses a share that contradicts its counts or its interval, with ``ValueError``."""
+        share = self.hits / self.cases if self.cases else None
+        if not 0 <= self.hits <= self.cases or self.value != share:
+            raise ValueError(f"{self.value} is not {self.hits} of {self.cases}")
+        if not 0 <= self.low <= (self.low if share is None else share) <= self.high <= 1:
+            raise ValueError(f"{self.low}…{self.high} is no interval around {self.hits} of {self.cases}")
+
+    def __str__(self) -> str:
+        """For example "0.91 [0.80-0.96] (41 of 45)"."""
+        if self.value is None:
+            return "not measured"
+        return f"{self.value:.2f} [{self.low:.2f}-{self.high:.2f}] ({self.hits} of {self.cases})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint(Json):
+    """A threshold on the score of the scan, and how often scans were called rightly at it.
+
+    `on` says on which scans, and where it is so that the threshold was chosen on them: such figures are optimistic.
+    """
+
+    name: str
+    threshold: float
+    sensitivity: Rate
+    specificity: Rate
+    on: str
+
+    def __post_init__(self) -> None:
+        """Refuses a threshold outside 0…1, and figures of nobody knows what, with ``ValueError``."""
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"an operating point lies between 0 and 1, not at {self.threshold}")
+        if not self.name or not self.on:
+            raise ValueError("an operating point has a name, and says on which scans it was measured")
+
+    def __str__(self) -> str:
+        """For example "balanced, 0.42: sensitivity 0.91 [0.80-0.96] (41 of 45), specificity …, on 90 phantoms"."""
+        return (
+            f"{self.name}, {self.threshold:.3g}: sensitivity {self.sensitivity}, "
+            f"specificity {self.specificity}, on {self.on}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finding(Json):
     """What one model concludes about one label over the whole scan.
 
-    `score` in [0, 1] is a probability only where `calibrated`. `threshold` is the operating point it was held against.
+    `score` in [0, 1] orders scans and was held against `threshold`; it is no probability. `probability` is one, and is
+    given only where `calibrated`: the weights' card calibrates the score of the *scan*, and the scan is like those on
+    which it was calibrated, of which the part `prevalence` bore the label. `operating_point` is what was measured at
+    the threshold, where the card says.
     """
 
     label: str
@@ -108,6 +164,41 @@ class Finding(Json):
     score: float
     threshold: float
     calibrated: bool = False
+    probability: float | None = None
+    prevalence: float | None = None
+    operating_point: OperatingPoint | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a finding that is calibrated without a probability, or the reverse, with ``ValueError``."""
+        if self.calibrated != (self.probability is not None):
+            raise ValueError("a finding has a probability exactly where it is calibrated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Novelty(Json):
+    """Whether a scan is unlike those that a model was trained on; see `inference.novelty`.
+
+    `sentence` names what is unusual, and is empty for a scan that is like them. The input distance is that of the
+    measure furthest out of its usual range, in widths of the range; the feature distance is Mahalanobis'. `measures`
+    is what was measured of the images.
+    """
+
+    unlike: bool
+    sentence: str
+    input_distance: float
+    input_limit: float
+    feature_distance: float | None = None
+    feature_limit: float | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume(Json):
+    """How much a model's masks enclose, in ml: an estimate, and what a stricter and a laxer outline enclose."""
+
+    ml: float
+    low_ml: float
+    high_ml: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +207,9 @@ class ModelReading(Json):
 
     `name` is the section of node.toml it came from; `digest` is the SHA-256 (hex) of the weights file.
     `rule` is the scan rule in words. `key_slices` lists at most five SOP Instance UIDs, most suspicious first; empty
-    when nothing was found. `warnings` are sentences (incomplete input, retreat to CPU, smaller batch, …).
+    when nothing was found. `warnings` are sentences (unlike the scans of training, retreat to CPU, smaller batch, …).
+    `novelty` is None where the model came without a guard. `volume` is known only where the model draws masks and was
+    asked for them.
     """
 
     name: str
@@ -132,6 +225,13 @@ class ModelReading(Json):
     precision: str = "fp32"
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    novelty: Novelty | None = None
+    volume: Volume | None = None
+
+    @property
+    def unlike(self) -> bool:
+        """Whether the scan is known to be unlike those the model was trained on."""
+        return self.novelty is not None and self.novelty.unlike
 
     def finding(self, label: str) -> Finding | None:
         """The finding for `label`, or None where the model does not know that label."""
@@ -187,6 +287,11 @@ class StudyResult(Json):
     def demonstration(self) -> bool:
         """Whether any weights that took part are for demonstration only."""
         return any(reading.demonstration for reading in self.readings)
+
+    @property
+    def out_of_distribution(self) -> bool:
+        """Whether the scan is unlike those that any of the models was trained on."""
+        return any(reading.unlike for reading in self.readings)
 
     @property
     def read_series_uids(self) -> tuple[str, ...]:

@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.decision import Combination, combine
+from inference.combination import Combination, combine
 from inference.decoding import Decoder, Stored
 from inference.engine import Engine
 from inference.errors import UnreadablePixels
 from inference.headcheck import check_head
+from inference.metadata import HeaderModel
+from inference.novelty import measure
 from inference.place import SlicePlace, place_of
+from inference.reading import watched
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
 from inference.series import Criteria, Plane, Stack, select
 from inference.volume import Slice
@@ -89,13 +92,24 @@ class StudyReader:
     ----------
     combination : Combination
         Which findings make a study positive.
+    headers : sequence of HeaderModel
+        Models that look at headers only; they read beside the engine.
     """
 
-    def __init__(self, engine: Engine, *, criteria: Criteria, combination: Combination, cache: EncodedCache) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        criteria: Criteria,
+        combination: Combination,
+        cache: EncodedCache,
+        headers: Sequence[HeaderModel] = (),
+    ) -> None:
         self._engine = engine
         self._criteria = criteria
         self._combination = combination
         self._cache = cache
+        self._headers = headers
         self._undecodable: dict[str, None] = {}
         self._decoder = Decoder(ahead=2 * engine.chunk)
 
@@ -193,12 +207,25 @@ class StudyReader:
         descriptors = {
             name: np.stack([encoded.descriptors[name] for encoded in slices]) for name in slices[0].descriptors
         }
-        readings = self._engine.decide(descriptors, [encoded.place for encoded in slices])
+        places = [encoded.place for encoded in slices]
+        planes = {(plane.facts.sop_instance_uid, plane.frame): plane for plane in stack.in_order}
+        measures = measure([encoded.thumbnail for encoded in slices], head)
+        readings = self._engine.decide(descriptors, places)
+        readings = tuple(self._watched(reading, descriptors[reading.name], measures) for reading in readings)
+        readings += tuple(model.read(planes, places) for model in self._headers)
         return _StackReading(
             readings=readings,
             unreadable=tuple(unreadable),
             timings_ms={"encode": encoded_ms, "decide": (time.perf_counter() - decided) * 1000},
         )
+
+    def _watched(self, reading: ModelReading, descriptors: NDArray[Any], measures: Mapping[str, float]) -> ModelReading:
+        """The reading with what its model's guard says of the scan, where the model has one."""
+        watch = self._engine.watches.get(reading.name)
+        if watch is None:
+            return reading
+        marked = bool(self._engine.cards[reading.name].preprocessing.blank_below)
+        return watched(reading, watch.judge(measures, descriptors, blank_marked=marked))
 
     def _encode(
         self,
@@ -297,11 +324,15 @@ class _Unfit:
     reason: str
 
 
-def _encoded(piece: Slice, descriptors: dict[str, NDArray[np.floating[Any]]]) -> EncodedSlice:
+def thumbnail(piece: Slice) -> Slice:
+    """The slice with every fourth pixel of every fourth row: what is kept of it once it is encoded."""
     small = np.ascontiguousarray(piece.hu[::THUMBNAIL_STEP, ::THUMBNAIL_STEP])
     rows, columns = piece.pixel_spacing
-    thumbnail = replace(piece, hu=small, pixel_spacing=(rows * THUMBNAIL_STEP, columns * THUMBNAIL_STEP))
-    return EncodedSlice(place=place_of(piece), thumbnail=thumbnail, descriptors=descriptors)
+    return replace(piece, hu=small, pixel_spacing=(rows * THUMBNAIL_STEP, columns * THUMBNAIL_STEP))
+
+
+def _encoded(piece: Slice, descriptors: dict[str, NDArray[np.floating[Any]]]) -> EncodedSlice:
+    return EncodedSlice(place=place_of(piece), thumbnail=thumbnail(piece), descriptors=descriptors)
 
 
 def _in_order(planes: Iterable[Plane], held: Mapping[str, tuple[EncodedSlice, ...]]) -> list[EncodedSlice]:

@@ -276,7 +276,17 @@ def requeue(
 def infer(
     folder: Annotated[Path, typer.Argument(help="A folder (or file) with DICOM images of one or more studies.")],
     config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model's name, packaged weights or a directory; may be given several times."),
+    ] = None,
     sr: Annotated[Path | None, typer.Option(help="Write the Structured Report here (one study only).")] = None,
+    seg: Annotated[
+        Path | None, typer.Option(help="Write what masks outline as DICOM Segmentation, for research.")
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Write pictures of where each model looked here, for research.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read a folder without a node: what would be read, what the models say, and why."""
@@ -285,8 +295,10 @@ def infer(
     settings = _settings(config_path, part="infer") if config_path else Settings()
     if config_path is None:
         log.configure(level="warning", part="infer")
+    settings = offline.with_models(settings, model or ())
+    wanted = offline.Wanted(sr=sr, seg=seg, overlay=overlay)
     with _progress(disable=as_json) as progress:
-        results = offline.infer(folder, settings=settings, sr=sr, progress=progress)
+        results = offline.infer(folder, settings=settings, wanted=wanted, progress=progress)
     facts = [result.to_json() for result in results]
     _print(facts, Group(*map(tables.offline, facts)), as_json=as_json)
 
@@ -296,10 +308,10 @@ def models(
     config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The models this node reads with: weights, digest, labels, rule, operating points, figures."""
+    """The papers' networks; the installed weights: digest, labels, rule, operating points, provenance, figures."""
     from node import offline, tables
 
-    facts = offline.models(config.load(config_path) if config_path else Settings())
+    facts = offline.catalogue(config.load(config_path) if config_path else Settings())
     _print(facts, tables.models(facts), as_json=as_json)
 
 
@@ -348,6 +360,12 @@ def import_weights(
     out: Annotated[Path, typer.Argument(help="The model directory to write.")],
     family: Annotated[str, typer.Option(help="radnet, cnn_lstm, adjacent, resnet_2d, resnet_3d or classifiers.")],
     architecture: Annotated[str, typer.Option(help='The network, as JSON: {"trunk": "resnet50"}.')] = "{}",
+    preprocessing: Annotated[str, typer.Option(help="What the network sees, as JSON with the keys of a card's.")] = "",
+    quantiles_of: Annotated[
+        Path | None, typer.Option(help="A folder of DICOM slices that equalise a classifier's images.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="The outputs in order, such as any,subdural; the usual ones.")] = "",
+    name: Annotated[str, typer.Option(help="What reports call the algorithm.")] = "",
     sha256: Annotated[str, typer.Option(help="What the file's digest must be.")] = "",
     partial: Annotated[bool, typer.Option(help="Let a part of the network be filled in part.")] = False,
     as_json: JsonOption = False,
@@ -355,13 +373,16 @@ def import_weights(
     """Make a model directory from published or your own weights: read, renamed, checked, with a card."""
     from node import offline
 
-    try:
-        wanted = json.loads(architecture)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--architecture {architecture!r}: not JSON: {error}") from error
-    facts = offline.import_weights(
-        source, family=family, architecture=wanted, out=out, sha256=sha256, partial=partial
-    )  # fmt: skip
+    asked = offline.Asked(
+        preprocessing=_json(preprocessing, option="--preprocessing") if preprocessing else None,
+        quantiles_of=quantiles_of,
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        name=name,
+        sha256=sha256,
+        partial=partial,
+    )
+    wanted = _json(architecture, option="--architecture")
+    facts = offline.import_weights(source, family=family, architecture=wanted, out=out, asked=asked)
     lines = [f"{facts['directory']}: {facts['layout']} weights, SHA-256 {facts['sha256']}"]
     lines += [f"untrained: {', '.join(facts['untrained'])}"] if facts["untrained"] else []
     lines += [f"left out: {', '.join(facts['dropped'])}"] if facts["dropped"] else []
@@ -429,6 +450,16 @@ def _hand_over(*arguments: str) -> NoReturn:
     """This process becomes a command of training, which the node must not import: signals and exit code are its own."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "training", *arguments])  # noqa: S606
+
+
+def _json(text: str, *, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} {text!r}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{option} {text!r}: not a JSON object")
+    return value
 
 
 def _remote(to: str, config_path: Path) -> RemoteSection:

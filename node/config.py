@@ -143,6 +143,7 @@ class ReadSection(Section):
     poll: Seconds = 0.05
     lease: Seconds = 60
     attempts: Annotated[int, Field(ge=1)] = 3
+    out_of_distribution: Literal["say", "abstain"] = "abstain"
     models: dict[Name, ModelSection] = Field(default_factory=_demonstration)
 
 
@@ -170,10 +171,11 @@ class FlagSection(Section):
 
 
 class ReportSection(Section):
-    """[report]: what the Structured Report says about its maker."""
+    """[report]: what the Structured Report says about its maker; `locations`, for research, whether it marks images."""
 
     institution: str = ""
     department: str = ""
+    locations: bool = False
 
 
 class DeliverSection(Section):

@@ -11,6 +11,7 @@ HemonodeError
 │   ├── PeerUnreachable     no connection, no association, or it broke off
 │   └── PeerRefused         the far side answered with a failure status
 ├── QueryRefused            a query or retrieval cannot be answered; carries the DIMSE status the asker is told
+├── NoSegmentation          these models or images allow no DICOM Segmentation
 └── RequestRefused          an HTTP request cannot be answered; carries the HTTP status
 """
 
@@ -76,6 +77,10 @@ class QueryRefused(HemonodeError):
         super().__init__(message)
         self.status = status
         self.tag = tag
+
+
+class NoSegmentation(HemonodeError):
+    """These models or images allow no DICOM Segmentation; the message says why."""
 
 
 class RequestRefused(HemonodeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import uuid
@@ -149,6 +150,9 @@ def receive(settings: Settings, *, number: int = 0, stop: threading.Event) -> No
         ),
     ]
     scp = Scp(settings=settings, database=database, services=services, number=number)
+    # pynetdicom collects garbage every half minute, and everybody waits: what stays to the end need not be looked at.
+    gc.collect()
+    gc.freeze()
     scp.start()
     with alive(database, name=receive_part(number), kind="receive", detail=scp.detail(), refresh=scp.detail):
         stop.wait()
@@ -173,12 +177,15 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
     """One worker has run until `stop` was set. Raises ``StartError`` when a model or the device cannot be had."""
     from inference.device import keep_freed_memory
     from node import reading as readers
+    from node.locate import Locator
     from node.worker import Worker
 
     keep_freed_memory()
     name = f"work-{number}"
     engine = readers.engine_of(settings, **_share_of(settings, number=number))
     engine.warm_up()
+    locations = settings.report.locations
+    locator = Locator.load(settings, device=engine.processor.device, masks_only=True) if locations else None
     database = open_database(settings)
     with database.read() as tx:
         before = heartbeats.find(tx, name)
@@ -195,6 +202,7 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
         name=f"{name}@{os.uname().nodename}:{os.getpid()}",
         part=name,
         detail=detail,
+        locator=locator,
         avoid=before.detail.get("encoding") if before else None,
         workers=worker_count(settings),
     )

@@ -142,6 +142,8 @@ def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
         yield table(rows, columns, title="series")
     for reading in result["readings"]:
         yield _reading(reading)
+        for warning in reading["warnings"]:
+            yield Text(f"  warning: {reading['name']}: {warning}", style="yellow")
 
 
 def _reading(reading: Mapping[str, Any]) -> Table:
@@ -151,11 +153,18 @@ def _reading(reading: Mapping[str, Any]) -> Table:
         for finding in reading["findings"]
     ]
     columns = {"label": "finding", "present": "", "score": "score", "threshold": "at or above", "scale": ""}
-    return table(rows, columns, title=title)
+    made = table(rows, columns, title=title)
+    if volume := reading.get("volume"):
+        made.caption = (
+            f"outlined: {volume['ml']:.1f} ml ({volume['low_ml']:.1f} to {volume['high_ml']:.1f}), for research"
+        )
+    return made
 
 
 def _scale(finding: Mapping[str, Any]) -> str:
-    return "probability" if finding["calibrated"] else "score, not a probability"
+    if finding["calibrated"]:
+        return f"probability {finding['probability']:.2f}, where {finding['prevalence']:.0%} of scans bear it"
+    return "score, not a probability"
 
 
 def timeline(events: Sequence[Mapping[str, Any]]) -> Table:
@@ -231,9 +240,23 @@ def offline(result: Mapping[str, Any]) -> RenderableType:
     return Group(Text(f"study {result['study_uid']}", style="bold"), *_result(result))
 
 
-def models(cards: Sequence[Mapping[str, Any]]) -> RenderableType:
+def models(facts: Mapping[str, Any]) -> RenderableType:
     """`hemonode models` for people."""
-    return Group(*(line for card in cards for line in _card(card)))
+    networks = [
+        network | {"input": " × ".join(map(str, network["input"])), "parameters": f"{network['parameters']:,}"}
+        if network["parameters"]
+        else network | {"input": "header facts", "parameters": "–"}
+        for network in facts["networks"]
+    ]
+    columns = ("family", "name", "input", "parameters", "decides", "paper")
+    lines: list[RenderableType] = [
+        table(networks, {column: column for column in columns}, title="networks, at their papers' sizes")
+    ]
+    for heading, key in (("configured", "configured"), ("packaged, not configured", "packaged")):
+        if facts[key]:
+            lines += [Text(), Text(heading, style="bold underline")]
+            lines += [line for card in facts[key] for line in _card(card)]
+    return Group(*lines)
 
 
 def _card(card: Mapping[str, Any]) -> Iterable[RenderableType]:
@@ -245,8 +268,9 @@ def _card(card: Mapping[str, Any]) -> Iterable[RenderableType]:
         "SHA-256": card["sha256"],
         "raises the flag": "yes" if card["trigger"] else "no",
         "scan rule": ", ".join(f"{key} {value}" for key, value in card["rule"].items()),
-        "operating points": ", ".join(f"{label} ≥ {value:.3g}" for label, value in card["thresholds"].items()),
-        "scores are": "calibrated probabilities" if card["calibrated"] else "scores, not probabilities",
+        "thresholds": ", ".join(f"{label} ≥ {value:.3g}" for label, value in card["thresholds"].items()),
+        **card["certainty"],
+        "findings have": "probabilities beside scores" if card["calibrated"] else "scores, not probabilities",
         "trained by": f"{card['provenance']['recipe']} on {card['provenance']['data']}",
         "intended use": card["intended_use"],
     }

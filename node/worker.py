@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from inference.result import Completeness, StudyResult
 from inference.study import StudyReader
 from node.conclude import conclude
 from node.config import Settings
+from node.locate import Locator
 from node.log import log
 
 ARRIVALS_AT_ONCE = 8
@@ -47,6 +49,8 @@ class Worker:
         The holder of its leases, another for every process; its name among the parts, the same after a restart.
     detail : dict
         What the worker says of itself among the node's parts: device, precision, models.
+    locator : Locator, optional
+        Where a site, for research, wants to know where the models looked.
     avoid : str, optional
         A study over which the worker before this one died: its slices are not encoded early.
     workers : int
@@ -62,6 +66,7 @@ class Worker:
         name: str,
         part: str,
         detail: dict[str, Any],
+        locator: Locator | None = None,
         avoid: str | None = None,
         workers: int = 1,
     ) -> None:
@@ -71,6 +76,7 @@ class Worker:
         self._name = name
         self._part = part
         self._detail = detail
+        self._locator = locator
         self._avoid = avoid
         self._workers = workers
         self._lease = dt.timedelta(seconds=settings.read.lease)
@@ -138,26 +144,38 @@ class Worker:
     def _handle(self, job: Job, then: Job | None) -> None:
         said = log().bind(study_uid=job.study_uid, revision=job.revision, attempt=job.attempts)
         try:
-            result = self._read(job, then)
+            result, segmented = self._read(job, then)
             with self._database.write() as tx:
-                conclude(tx, job, result, self._settings)
+                conclude(tx, job, result, self._settings, segmented=segmented)
             said.info("result", outcome=result.outcome.value, reason=result.reason, **_milliseconds(result))
         except LeaseLost as error:
             said.warning("lease_lost", error=str(error))
         except Exception as error:  # noqa: BLE001 the job's boundary: whatever it was, the queue goes on
             self._fail(job, error)
 
-    def _read(self, job: Job, then: Job | None) -> StudyResult:
+    def _read(self, job: Job, then: Job | None) -> tuple[StudyResult, bool]:
+        """The result, and whether a segmentation was filed beside it."""
         with self._database.read() as tx:
             study = studies.find(tx, job.study_uid)
         completeness = (study.completeness if study else None) or {"complete": False, "reason": "no verdict was stored"}
-        return self._reader.read(
+        found = self._instances_of(job)
+        result = self._reader.read(
             study_uid=job.study_uid,
             revision=job.revision,
-            instances=self._instances_of(job),
+            instances=found,
             completeness=Completeness.from_json(completeness),
             following=self._following(then),
         )
+        return self._located(self._locator, result, found) if self._locator else (result, False)
+
+    def _located(self, locator: Locator, result: StudyResult, found: Sequence[Stored]) -> tuple[StudyResult, bool]:
+        """The result with volumes, and whether a segmentation was filed beside it."""
+        try:
+            return locator.filed(result, found)
+        except Exception as error:  # noqa: BLE001 no study waits, or fails, for what is only for research
+            log().warning("not_located", study_uid=result.study_uid, error=f"{type(error).__name__}: {error}")
+            warning = f"volume and locations could not be made: {type(error).__name__}"
+            return replace(result, warnings=(*result.warnings, warning)), False
 
     def _instances_of(self, job: Job) -> list[Stored]:
         with self._database.read() as tx:

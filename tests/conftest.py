@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from db.engine import Database
+from node.log import log
 
 REQUIRE_PEERS = os.environ.get("HEMONODE_REQUIRE_PEERS") == "1"
 
@@ -20,6 +21,7 @@ def _log() -> Iterator[None]:
     """A test that configures the log does so for itself: its captured stream is closed when the next one runs."""
     yield
     structlog.reset_defaults()
+    log.cache_clear()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("node", "inference", "training", "db")
 STAGES = ("receive", "assemble", "flag", "report", "deliver", "query", "web")
 
-ENGINE_USERS = {"node.reading", "node.worker", "node.offline", "node.parts"}
+ENGINE_USERS = {"node.reading", "node.worker", "node.offline", "node.parts", "node.locate", "node.overlay"}
 """The worker and the offline commands; nothing else of the node reaches the networks."""
 
 LIGHT = {"inference.result", "inference.series", "inference.facts", "inference.geometry", "inference.stacks",
@@ -25,7 +25,7 @@ LIGHT = {"inference.result", "inference.series", "inference.facts", "inference.g
 EDGES = {"web": {"receive", "query"}}
 """Another way to the same services: it stands over the stages that offer them, and none of them knows it."""
 
-COMPOSERS = {"node.parts", "node.scheduler", "node.conclude", "node.offline", "node.demo", "node.cli"}
+COMPOSERS = {"node.parts", "node.scheduler", "node.conclude", "node.offline", "node.demo", "node.cli", "node.locate"}
 """The only modules that know several stages: they put processes together."""
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,30 +103,43 @@ def train(
 def evaluate(
     weights: Annotated[Path, typer.Argument(help="A model directory.")],
     data: DataOption,
-    retune: Annotated[bool, typer.Option("--retune", help="Choose the operating points on these studies.")] = False,
-    write: Annotated[bool, typer.Option("--write", help="Put operating points and figures into the card.")] = False,
+    fit: Annotated[
+        list[str] | None, typer.Option(help="Fit operating points, calibration and guard on these sources first.")
+    ] = None,
+    fit_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Or on this share of the patients of --data; the rest judge.")
+    ] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Put what was fitted and measured into the card.")] = False,
     cache: CacheOption = CACHE,
     cache_gb: CacheSizeOption = DEFAULT_GB,
     workers: WorkersOption = 2,
 ) -> None:
     """Judge weights on labelled studies of patients they were not made from, and print the figures as JSON."""
     _begin(0)
-    card = cards.read_card(weights)
+    if fit and fit_share:
+        raise TrainingError("--fit and --fit-share: either says what to fit on")
+    preprocessing = cards.read_card(weights).preprocessing
     with _bars(quiet=False) as progress:
-        studies = [study for text in data for study in open_source(text, index=cache / "index")]
-        move, count = _told(progress)("preparing scans", len(studies)), iter(range(1, len(studies) + 1))
-        scans = prepare_all(
-            studies,
-            cache=VolumeCache(cache / "volumes", limit=int(cache_gb * 1e9)),
-            preprocessing=card.preprocessing,
-            workers=workers,
-            told=lambda: move(next(count)),
-        )
-    said = {"sources": data, "studies": len(scans)}
-    card = judging.judge_on(weights, scans, data=said, retune=retune, device=device_of(ALONE))
+
+        def opened(texts: Sequence[str]) -> judging.Studies:
+            studies = [study for text in texts for study in open_source(text, index=cache / "index")]
+            move, count = _told(progress)("preparing scans", len(studies)), iter(range(1, len(studies) + 1))
+            scans = prepare_all(
+                studies,
+                cache=VolumeCache(cache / "volumes", limit=int(cache_gb * 1e9)),
+                preprocessing=preprocessing,
+                workers=workers,
+                told=lambda: move(next(count)),
+            )
+            return judging.Studies(scans=scans, sources=texts)
+
+        fit_on, unseen = opened(fit) if fit else None, opened(data)
+    if fit_share:
+        fit_on, unseen = unseen.dealt(fit_share)
+    card, features = judging.judge(weights, unseen, fit_on=fit_on, device=device_of(ALONE))
     if write:
-        rewrite(weights, card)
-    json.dump(card.figures["validation" if retune else "unseen"], sys.stdout, indent=2)
+        rewrite(weights, card, features=features)
+    json.dump(card.figures["unseen"], sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 

@@ -23,6 +23,7 @@ from inference.result import SUBTYPES, Json
 from training.augment import Ranges, draw, perturb, warp
 from training.cache import VolumeCache
 from training.errors import DataError
+from training.measures import by_name, measured, thicknesses_of
 from training.study import Arrays, CohortFacts, LabelledStudy, volume_key
 
 HALF = 0.5
@@ -31,8 +32,11 @@ HALF = 0.5
 SMALLEST_MM2 = 12.0
 """A bleeding smaller than this in one image is not labelled (the phantom's own rule)."""
 
-PREPARED = 1
+PREPARED = 2
 """Raised when the same volume and preprocessing give other images, so that no cache gives the old ones."""
+
+KEPT = ("uids", "positions", "thickness", "digests", "labels")
+"""Arrays of a decoded volume that stay beside its images."""
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,12 @@ class ScanFacts(Json):
     study_uid: str = ""
     revision: int = 0
     cohort: CohortFacts = field(default_factory=CohortFacts)
+    positions_mm: tuple[float, ...] = ()
+    """Where each slice lies along the normal; empty where only their order is known."""
+    thicknesses_mm: tuple[float | None, ...] = ()
+    """Of each slice; empty where nothing is known of any."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """What `inference.novelty.measure` finds in the scan as it came."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,6 +125,9 @@ def prepare(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preproce
             study_uid=study.study_uid,
             revision=study.revision,
             cohort=study.facts,
+            positions_mm=tuple(arrays["positions"].tolist()),
+            thicknesses_mm=thicknesses_of(arrays),
+            measures=by_name(arrays["measures"]),
         ),
         labels=labels,
         study_labels=study.label_study(labels),
@@ -171,8 +184,12 @@ def _images(volume: Arrays, preprocessing: Preprocessing) -> Arrays:
     rows, columns = (float(mm) for mm in volume["spacing"])
     spacing = [(rows, columns)] * len(hu)
     images = preprocess.prepare(hu, pixel_spacing=spacing, preprocessing=preprocessing)
-    arrays = {name: volume[name] for name in ("uids", "positions", "digests", "labels") if name in volume}
-    arrays |= {"images": images.numpy().astype(np.float16), "field": np.array(hu.shape[1:]) * [rows, columns]}
+    arrays = {name: volume[name] for name in KEPT if name in volume}
+    arrays |= {
+        "images": images.numpy().astype(np.float16),
+        "field": np.array(hu.shape[1:]) * [rows, columns],
+        "measures": measured(volume),
+    }
     if "masks" in volume:
         arrays["masks"] = _masks(volume["masks"], hu, spacing, preprocessing)
     return arrays

@@ -1,4 +1,4 @@
-"""Judging weights on labelled scans: the figures that go into a model card."""
+"""Judging weights on labelled scans: the figures that go into a model card, and what is fitted beside them."""
 
 from __future__ import annotations
 
@@ -13,74 +13,18 @@ from numpy.typing import NDArray
 
 from inference import card as cards
 from inference.card import ModelCard
-from inference.decision import ScanRule, judge
-from inference.models import ScanModel, build
+from inference.decision import ScanRule
+from inference.models import build
+from inference.novelty import Features
 from inference.result import ANY, LABELS
-from training import heads, manifest
-from training.dataset import Scan
+from training import certainty, heads, manifest
+from training.dataset import Scan, split
 from training.errors import DataError
-from training.guard import refuse_patients
+from training.guard import refuse_overlap, refuse_patients
 from training.manifest import DATASET_FILE
-from training.metrics import auc, log_loss, operating_point, prior_log_loss, rate, scan_figures
-from training.stages import Described, describe
-
-Scores = NDArray[np.float64]
-FEWEST = 8
-"""Scans on either side that an operating point is chosen from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """What a model said about one scan: scores (slices, labels) in 0…1, beside the scan itself."""
-
-    scan: Scan
-    scores: Scores
-
-
-@torch.inference_mode()
-def read(model: ScanModel, described: Sequence[Described]) -> list[Read]:
-    """Every scan read whole from its descriptors."""
-    model.eval()
-    device = next(model.parameters()).device
-    return [
-        Read(scan=one.scan, scores=model.decide(one.descriptors[None].to(device))[0].double().sigmoid().cpu().numpy())
-        for one in described
-    ]
-
-
-def scan_scores(readings: Sequence[Read], *, label: int, rule: ScanRule) -> Scores:
-    """One score for each scan. Prepared scans are evenly cut, so that the slice's number stands for its position."""
-    return np.array(
-        [
-            judge(reading.scores[:, label], positions_mm=range(len(reading.scan)), rule=rule, threshold=0.5).score
-            for reading in readings
-        ]
-    )
-
-
-def truth(readings: Sequence[Read], *, label: int) -> NDArray[np.bool_]:
-    """Whether each scan bears the label; those of which nobody said are to be left out before: see `labelled`."""
-    return np.array([bool(reading.scan.study_labels[label] == 1) for reading in readings])
-
-
-def labelled(readings: Sequence[Read], *, label: int) -> list[Read]:
-    """The scans of which somebody said whether they bear the label."""
-    return [reading for reading in readings if not np.isnan(reading.scan.study_labels[label])]
-
-
-def choose_thresholds(readings: Sequence[Read], *, labels: Sequence[str], rule: ScanRule) -> dict[str, float]:
-    """The operating point of each label on these scans (greatest sensitivity + specificity under `rule`).
-
-    A label that fewer than `FEWEST` scans bear, or lack, keeps 0.5: so few say nothing about where to stand.
-    """
-    thresholds = {}
-    for index, label in enumerate(labels):
-        known = labelled(readings, label=LABELS.index(label))
-        bearing = truth(known, label=LABELS.index(label))
-        enough = min(bearing.sum(), (~bearing).sum()) >= FEWEST
-        scores = scan_scores(known, label=index, rule=rule)
-        thresholds[label] = operating_point(scores, bearing) if enough else 0.5
-    return thresholds
+from training.metrics import auc, log_loss, prior_log_loss, rate, scan_figures
+from training.reading import Read, labelled, read, recalibrated, scan_scores, truth
+from training.stages import describe
 
 
 def figures(
@@ -136,58 +80,93 @@ def _by_subtype(readings: Sequence[Read], threshold: float, rule: ScanRule) -> d
     return shares
 
 
-def judge_on(
-    directory: Path, scans: Sequence[Scan], *, data: Mapping[str, Any], retune: bool, device: torch.device
-) -> ModelCard:
-    """The card of the model in `directory` with its figures on `scans`, prepared by the card's preprocessing.
+@dataclass(frozen=True, kw_only=True)
+class Studies:
+    """Prepared scans, and the sources they come from."""
 
-    With `retune` the operating points are chosen anew on these scans, and the figures are those of ``validation``;
-    figures at other operating points are dropped. Without, they are those of ``unseen``.
+    scans: Sequence[Scan]
+    sources: Sequence[str]
 
-    Parameters
-    ----------
-    data : mapping
-        What the scans are, for the card.
+    def __str__(self) -> str:
+        """For example "100 scans of cq500:/data/cq500"."""
+        return f"{len(self.scans)} scans of {', '.join(self.sources)}"
+
+    def dealt(self, share: float) -> tuple[Studies, Studies]:
+        """The scans of this share of the patients, and those of the others; whose is whose never changes."""
+        dealt = split(self.patients, shares=(share, 1 - share), seed=0)
+        first, second = (replace(self, scans=heads.of(self.scans, patients)) for patients in dealt)
+        return first, second
+
+    @property
+    def patients(self) -> set[str]:
+        """Whose scans they are."""
+        return {scan.facts.patient for scan in self.scans}
+
+    def to_json(self) -> dict[str, Any]:
+        """What a card says of them."""
+        return {"sources": list(self.sources), "studies": len(self.scans)}
+
+
+def judge(
+    directory: Path, unseen: Studies, *, fit_on: Studies | None = None, device: torch.device
+) -> tuple[ModelCard, Features | None]:
+    """The card of the model in `directory` with its figures on `unseen`, and the features of its guard.
+
+    With `fit_on` calibration, operating points and guard are fitted anew on those studies, whose figures become those
+    of ``validation``; figures of before are dropped. All are prepared by the card's preprocessing.
 
     Raises
     ------
     LeakageError
-        When the model was made from studies of some of these patients, or its operating points were chosen on them.
+        When the model was made from studies of some of these patients, or fitted on some that it shall be judged on.
     DataError
         When there is no scan.
     """
-    if not scans:
-        raise DataError("there is no study to judge the model on")
+    if not unseen.scans or (fit_on and not fit_on.scans):
+        raise DataError("there is no study to judge the model on, or to fit it on")
     card, state = cards.load(directory)
-    here = {scan.facts.patient for scan in scans}
-    refuse_patients(
-        known_patients(directory, card, retune=retune), here, names=(f"the making of {card.name}", "--data")
-    )
+    _refuse_known(directory, card, unseen, fit_on)
+    watch = cards.load_watch(directory, card)
+    features = watch.features if watch else None
     model = build(card)
     model.load_state_dict(state)
-    readings = read(model, describe(model.to(device), scans))
-    thresholds = choose_thresholds(readings, labels=card.labels, rule=card.rule) if retune else card.thresholds
+    model.to(memory_format=model.memory_format).to(device)
+    described = describe(model, unseen.scans)
+    if fit_on:
+        fitting = describe(model, fit_on.scans)
+        fitted = certainty.fit(model, fitting, labels=card.labels, rule=card.rule, data=str(fit_on))
+        card = certainty.put(card, fitted, model, described, on=f"{unseen} that it had not seen")
+        features = fitted.watch.features if fitted.watch else None
+        kept = {name: value for name, value in card.figures.items() if name not in ("test", "unseen")}
+        validation = {"data": fit_on.to_json(), **groups(card, read(model, fitting))}
+        card = replace(card, figures={**kept, "tuned_on": sorted(fit_on.patients), "validation": validation})
+    found = {"data": unseen.to_json(), **groups(card, read(model, described))}
+    return replace(card, figures={**card.figures, "unseen": found}), features
+
+
+def groups(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:
+    """Figures of readings that are not calibrated yet, as the card calibrates them, in all and group by group."""
     prior = np.array([card.figures.get("prior", {}).get(label, 0.5) for label in LABELS])
-    groups = by_group(readings, labels=card.labels, thresholds=thresholds, rule=card.rule, prior=prior)
-    tuned_on = {"tuned_on": sorted(here)} if retune else {}
-    found = {"validation" if retune else "unseen": {"data": dict(data), **groups}}
-    stale = {"test", "unseen"} if retune else set()
-    kept = {name: value for name, value in card.figures.items() if name not in stale}
-    return replace(card, thresholds=thresholds, figures={**kept, **tuned_on, **found})
+    calibrated = recalibrated(readings, card.calibration, labels=card.labels)
+    return by_group(calibrated, labels=card.labels, thresholds=card.thresholds, rule=card.rule, prior=prior)
 
 
-def known_patients(directory: Path, card: ModelCard, *, retune: bool) -> set[str]:
+def _refuse_known(directory: Path, card: ModelCard, unseen: Studies, fit_on: Studies | None) -> None:
+    making = f"the making of {card.name}"
+    refuse_patients(
+        known_patients(directory, card, refit=fit_on is not None), unseen.patients, names=(making, "--data")
+    )
+    if fit_on:
+        refuse_patients(known_patients(directory, card, refit=True), fit_on.patients, names=(making, "--fit"))
+        refuse_overlap({"--fit": fit_on.scans, "--data": unseen.scans})
+
+
+def known_patients(directory: Path, card: ModelCard, *, refit: bool) -> set[str]:
     """The patients from whose studies the model was made, as it says itself.
 
-    Those of its test are not among them, nor those on whom operating points were chosen when `retune` replaces these.
+    Those of its test are not among them, nor those on whom it was last fitted when a `refit` replaces that.
     """
     drawn = {heads.patient_of(seed) for seed in range(*card.figures.get("seeds", (0, 0)))}
-    tuned = set() if retune else set(card.figures.get("tuned_on", ())) | _validation_heads(card)
+    tuned = set() if refit else set(card.figures.get("tuned_on", ()))
     path = directory / DATASET_FILE
     return drawn | tuned | (manifest.patients(path, besides=("test",)) if path.exists() else set())
-
-
-def _validation_heads(card: ModelCard) -> set[str]:
-    """The phantoms on which operating points were chosen, as the demonstration weights' cards name them."""
-    chosen = card.figures.get("validation", {}).get("heads", {"first": 0, "count": 0})
-    return {heads.patient_of(seed) for seed in range(chosen["first"], chosen["first"] + chosen["count"])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -19,11 +19,13 @@ from inference import card as cards
 from inference.card import ModelCard, Provenance
 from inference.decision import ScanRule
 from inference.models import ScanModel
+from inference.novelty import Features
 from inference.preprocess import Preprocessing
 from inference.result import LABELS
-from training import evaluate
+from training import certainty, evaluate
 from training.dataset import Scan
 from training.manifest import DATASET_FILE
+from training.reading import read
 from training.stages import Described
 
 INTENDED_USE = (
@@ -70,42 +72,39 @@ def export(
     test: Sequence[Described],
     beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> ModelCard:
-    """Write the model to `directory` with operating points from `validation` and figures on `test`; return its card.
+    """Write the model to `directory` with what is fitted on `validation` and figures on `test`; return its card.
 
     `beside` are files that are written beside the card, such as the list of the studies. The descriptors must come from
     the model after `round_as_stored`, which is applied again to what stands behind them.
     """
     round_as_stored(model)
-    readings = evaluate.read(model, validation)
-    thresholds = evaluate.choose_thresholds(readings, labels=description.labels, rule=description.rule)
-    prior = frequencies(training)
-    how: dict[str, Any] = {
-        "labels": description.labels,
-        "thresholds": thresholds,
-        "rule": description.rule,
-        "prior": prior,
-    }
+    fitted = certainty.fit(
+        model, validation, labels=description.labels, rule=description.rule, data=f"{len(validation)} validation scans"
+    )
     figures = {
         "claim": description.intended_use,
         **description.figures,
         "scans": {"training": len(training), "validation": len(validation), "test": len(test)},
-        "prior": dict(zip(LABELS, prior.tolist(), strict=True)),
+        "prior": dict(zip(LABELS, frequencies(training).tolist(), strict=True)),
         "operating_points_from": "validation",
-        "validation": evaluate.by_group(readings, **how),
-        "test": evaluate.by_group(evaluate.read(model, test), **how) if test else {},
     }
-    card = _card(description, thresholds=thresholds, figures=figures)
-    card = cards.save(directory, card, model.state_dict(), half=True)
+    card = _card(description, thresholds=fitted.thresholds, figures=figures)
+    card = certainty.put(card, fitted, model, test, on=f"{len(test)} scans of patients dealt aside")
+    sides = {"validation": validation, "test": test}
+    judged = {name: evaluate.groups(card, read(model, side)) if side else {} for name, side in sides.items()}
+    card = replace(card, figures={**card.figures, **judged})
+    features = fitted.watch.features if fitted.watch else None
+    card = cards.save(directory, card, model.state_dict(), half=True, features=features)
     for name, content in beside.items():
         (directory / name).write_bytes(content)
     return card
 
 
-def rewrite(directory: Path, card: ModelCard) -> None:
-    """The model in `directory` has this card; its weights and the list of its studies stay."""
+def rewrite(directory: Path, card: ModelCard, *, features: Features | None) -> None:
+    """The model in `directory` has this card and these features of its guard; weights and list of studies stay."""
     path = directory / DATASET_FILE
     listed = path.read_bytes() if path.exists() else None
-    cards.save(directory, card, cards.load(directory)[1], half=True)
+    cards.save(directory, card, cards.load(directory)[1], half=True, features=features)
     if listed is not None:
         path.write_bytes(listed)
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.result import Json
+from inference.result import Json, Rate
 from training.losses import ANY_WEIGHT
 
 Floats = NDArray[np.float64]
@@ -46,17 +46,6 @@ def auc(scores: NDArray[np.floating], truth: NDArray[np.generic]) -> float | Non
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rate(Json):
-    """A share with its counts and its Wilson 95 % interval."""
-
-    hits: int
-    cases: int
-    value: float | None
-    low: float
-    high: float
-
-
 def rate(hits: int, cases: int) -> Rate:
     """`hits` of `cases` with the Wilson score interval at 95 %; no value, and 0..1, when there are no cases."""
     if not cases:
@@ -65,7 +54,9 @@ def rate(hits: int, cases: int) -> Rate:
     share = hits / cases
     centre = (share + z * z / (2 * cases)) / (1 + z * z / cases)
     half = z / (1 + z * z / cases) * math.sqrt(share * (1 - share) / cases + z * z / (4 * cases * cases))
-    return Rate(hits=hits, cases=cases, value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+    # Rounding must not put a share of none or of all outside its own interval.
+    low, high = min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    return Rate(hits=hits, cases=cases, value=share, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,3 +103,21 @@ def operating_point(scores: NDArray[np.floating], truth: NDArray[np.generic]) ->
         if youden > best + 1e-12 or (abs(youden - best) <= 1e-12 and high - low > width):
             best, width, answer = float(youden), float(high - low), float(middle)
     return answer
+
+
+def sensitive_point(
+    scores: NDArray[np.floating], truth: NDArray[np.generic], *, sensitivity: float = 0.95
+) -> float | None:
+    """The highest threshold whose sensitivity is at least so great by the lower end of its Wilson interval.
+
+    It stands in the middle of the gap below the least score that it calls. None where there are too few positive scans
+    to be so sure: with every one of them found, 0.95 needs 73.
+    """
+    positive = np.asarray(truth, bool)
+    values = np.asarray(scores, np.float64)
+    found, cases = np.sort(values[positive]), int(positive.sum())
+    for missed in reversed(range(cases)):
+        if rate(cases - missed, cases).low >= sensitivity:
+            least = found[missed]
+            return float((max(values[values < least], default=0.0) + least) / 2)
+    return None

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from inference.card import ModelCard, ModelError
 from inference.models import FAMILIES, ScanModel
 from inference.result import LABELS, Json
-from training import evaluate, manifest
+from training import manifest
 from training.cache import VolumeCache
 from training.dataset import Scan, prepare_all, split
 from training.errors import DataError, TrainingError
@@ -38,6 +38,7 @@ from training.guard import refuse_overlap
 from training.loop import Keep, Progress, Run
 from training.manifest import DATASET_FILE
 from training.metrics import auc, log_loss
+from training.reading import read
 from training.recipe import Recipe
 from training.recipes import RECIPES
 from training.record import RunLog
@@ -175,7 +176,7 @@ class _Session:
         if not self.validation or step == self.validated:
             return
         self.validated = step
-        readings = evaluate.read(self.model, describe(self.model, self.validation))
+        readings = read(self.model, describe(self.model, self.validation))
         columns = [LABELS.index(label) for label in self.recipe.labels]
         scores = np.concatenate([reading.scores for reading in readings])
         truth = np.concatenate([reading.scan.labels for reading in readings])[:, columns]

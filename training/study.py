@@ -21,6 +21,7 @@ spacing : float64 (2,), distance of rows and of columns in mm
 positions : float64 (slices,), mm along the normal
 uids : str (slices,), what `LabelledStudy.slice_labels` calls each slice
 digests : uint8 (slices, 32), SHA-256 of each slice's pixels
+thickness : float64 (slices,), mm, NaN where the file does not say; absent where the source does not
 labels : float32 (slices, 6), only where making the volume makes its labels
 masks : uint8 (slices, rows, columns), one bit for each subtype; only where there are outlines
 """

@@ -126,6 +126,7 @@ class Resnet3d(ScanModel):
     channels = 1
     descriptor_type = torch.float16
     costly_decide = True
+    describes = False
     memory_format = torch.contiguous_format
 
     def __init__(self, config: Resnet3dConfig) -> None:
@@ -172,3 +173,14 @@ class Resnet3d(ScanModel):
             return functional.pad(scans, (0, 0, 0, 0, 0, self.depth - slices), value=self.air)[:, None]
         bounds = [(i * slices // self.depth, -(-(i + 1) * slices // self.depth)) for i in range(self.depth)]
         return torch.stack([scans[:, start:stop].float().mean(1) for start, stop in bounds], 1)[:, None]
+
+    def over_slices(self, maps: Tensor, *, slices: int) -> Tensor:
+        """Maps (slices, h, w) of a scan's slices from maps (d, h, w) of the volume that they were made into."""
+        spread = _stretched(maps, self.depth)
+        return spread[:slices] if slices <= self.depth else _stretched(spread, slices)
+
+
+def _stretched(maps: Tensor, depth: int) -> Tensor:
+    size = (depth, *maps.shape[1:])
+    stretched: Tensor = functional.interpolate(maps[None, None], size, mode="trilinear")[0, 0]
+    return stretched

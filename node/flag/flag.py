@@ -99,10 +99,11 @@ def flag_of(result: StudyResult, *, header: dict[str, Any], instances: Iterable[
 
 def _label(result: StudyResult) -> str:
     complete = result.completeness.complete
+    unlike = " (unlike training)" if result.out_of_distribution else ""
     if result.outcome is Outcome.POSITIVE:
-        return SUSPECTED if complete else f"{SUSPECTED} (incomplete study)"
+        return f"{SUSPECTED}{'' if complete else ' (incomplete study)'}{unlike}"
     if result.outcome is Outcome.NEGATIVE:
-        return "No ICH found" if complete else "Incomplete study: no ICH found in what arrived"
+        return f"{'No ICH found' if complete else 'Incomplete study: no ICH found in what arrived'}{unlike}"
     reason = re.sub(r"^not analysed\W*", "", result.reason, flags=re.IGNORECASE).rstrip(". ")
     return _short(f"Not analysed: {reason}" if complete else f"Not analysed, incomplete study: {reason}")
 

@@ -128,7 +128,7 @@ def _proposals(event: Event) -> list[PresentationContext]:
     return [] if request is None else request.presentation_context_definition_list
 
 
-def _c_store(event: Event, intake: Intake) -> Dataset:
+def _c_store(event: Event, intake: Intake) -> Dataset | int:
     """The status of a C-STORE: after everything is durable, and whatever happens."""
     request: Any = event.request
     known = {"association_id": association_id_of(event.assoc), "calling_ae": event.assoc.requestor.ae_title}
@@ -151,12 +151,11 @@ def _c_store(event: Event, intake: Intake) -> Dataset:
         log().error("not_stored", status=f"0x{CannotUnderstand.status:04X}", **failure(error), **known)
         return _answer(CannotUnderstand.status, "internal error")
     log().debug("taken", taken=taken.value, sop_instance_uid=str(request.AffectedSOPInstanceUID), **known)
-    return _answer(KEPT_ASIDE_STATUS, KEPT_ASIDE_COMMENT) if taken is Taken.KEPT_ASIDE else _answer(0x0000, "")
+    return _answer(KEPT_ASIDE_STATUS, KEPT_ASIDE_COMMENT) if taken is Taken.KEPT_ASIDE else 0x0000
 
 
 def _answer(status: int, comment: str) -> Dataset:
     answer = Dataset()
     answer.Status = status
-    if comment:
-        answer.ErrorComment = comment[:64]  # LO
+    answer.ErrorComment = comment[:64]  # LO
     return answer

@@ -37,6 +37,7 @@ from node.report.identifiers import device_uid, tracking_uid
 MANUFACTURER = "Hemonode"
 NODE = "hemonode"
 NOT_FOR_DIAGNOSIS = "Result of software, not for diagnosis: it orders the reading worklist and replaces no reading."
+FOR_RESEARCH = "Volume and locations are for research: this device does not mark images in clinical use."
 DEMONSTRATION = "DEMONSTRATION WEIGHTS - NOT FOR CLINICAL USE"
 
 _PRESENCE = {Outcome.POSITIVE: codes.PRESENT, Outcome.NEGATIVE: codes.ABSENT, Outcome.NOT_ANALYSED: codes.UNDETERMINED}
@@ -111,16 +112,24 @@ def _reading_groups(
 ) -> Iterator[MeasurementsAndQualitativeEvaluations]:
     for finding in reading.findings:
         meant = codes.HAEMORRHAGES[finding.label]
-        presence = codes.PRESENT if finding.present else codes.ABSENT
+        presence = _presence(result, reading, finding)
         yield MeasurementsAndQualitativeEvaluations(
             tracking_identifier=_tracking(result, subject=reading.name, label=finding.label),
             finding_type=meant.finding.coded(),
             finding_sites=[FindingSite(anatomic_location=meant.site.coded())],
             algorithm_id=_algorithm(reading, finding),
-            measurements=[_number(finding)],
+            measurements=[_number(finding), *(_volume(reading) if finding is reading.findings[0] else ())],
             qualitative_evaluations=[QualitativeEvaluation(name=codes.PRESENCE.coded(), value=presence.coded())],
             source_images=_sources(reading, finding, images) if finding.present else None,
         )
+
+
+def _presence(result: StudyResult, reading: ModelReading, finding: Finding) -> Concept:
+    """Whether the finding is there. A model that abstained from a study not analysed finds nothing absent."""
+    if finding.present:
+        return codes.PRESENT
+    abstained = result.outcome is Outcome.NOT_ANALYSED and reading.unlike
+    return codes.UNDETERMINED if abstained else codes.ABSENT
 
 
 def _tracking(result: StudyResult, *, subject: str, label: str) -> TrackingIdentifier:
@@ -130,15 +139,36 @@ def _tracking(result: StudyResult, *, subject: str, label: str) -> TrackingIdent
 
 def _number(finding: Finding) -> Measurement:
     # Only a calibrated number may be called a probability; the other is a score, which orders studies and no more.
-    name = codes.PROBABILITY if finding.calibrated else codes.SCORE
-    return Measurement(name=name.coded(), value=round(float(finding.score), 6), unit=codes.NO_UNITS.coded())
+    name, value = (codes.SCORE, finding.score)
+    if finding.probability is not None:
+        name, value = (codes.PROBABILITY, finding.probability)
+    return Measurement(name=name.coded(), value=round(float(value), 6), unit=codes.NO_UNITS.coded())
+
+
+def _volume(reading: ModelReading) -> Iterator[Measurement]:
+    """What the model's masks enclose, with its range; nothing unless locations were asked for."""
+    if reading.volume is None:
+        return
+    values = (
+        (None, reading.volume.ml),
+        (codes.MINIMUM, reading.volume.low_ml),
+        (codes.MAXIMUM, reading.volume.high_ml),
+    )
+    for derivation, value in values:
+        yield Measurement(
+            name=codes.VOLUME.coded(),
+            value=round(value, 2),
+            unit=codes.CUBIC_CENTIMETRE.coded(),
+            derivation=derivation.coded() if derivation else None,
+        )
 
 
 def _algorithm(reading: ModelReading, finding: Finding) -> AlgorithmIdentification:
     parameters = [
         f"weights sha256:{reading.digest}",
         f"rule: {reading.rule}",
-        f"operating point: {finding.threshold:g} ({'probability' if finding.calibrated else 'score, not calibrated'})",
+        f"operating point: {finding.threshold:g} ({'score' if finding.calibrated else 'score, not calibrated'})",
+        *_certainty(reading, finding),
         f"device: {reading.device}, precision: {reading.precision}",
     ]
     if reading.demonstration:
@@ -150,6 +180,22 @@ def _algorithm(reading: ModelReading, finding: Finding) -> AlgorithmIdentificati
         family=codes.ARTIFICIAL_INTELLIGENCE.coded(),
         manufacturer=MANUFACTURER,
     )
+
+
+def _certainty(reading: ModelReading, finding: Finding) -> Iterator[str]:
+    """How sure the number is: what was measured at its operating point, and where its probability holds."""
+    if finding.operating_point is not None:
+        yield f"measured at the operating point: {finding.operating_point}"
+    if finding.probability is not None:
+        yield (
+            f"score: {finding.score:.3f}; its probability holds where {finding.prevalence or 0:.0%} of the scans "
+            "bear the finding, as where it was calibrated"
+        )
+    if reading.novelty is not None:
+        how = (
+            f"unlike the scans of training: {reading.novelty.sentence}" if reading.unlike else "like those of training"
+        )
+        yield f"this scan: {how}"
 
 
 def _sources(
@@ -198,7 +244,7 @@ def _not_analysed_group(result: StudyResult, device: Device) -> MeasurementsAndQ
 def not_analysed_reasons(result: StudyResult) -> tuple[Concept, ...]:
     """Why the study was not analysed: the study's reason first, then each series' own, each once."""
     if result.read_series_uids:
-        return (codes.NO_CONCLUSION,)
+        return (codes.OUT_OF_DISTRIBUTION if result.out_of_distribution else codes.NO_CONCLUSION,)
     if not result.series:
         return (codes.NOTHING_RECEIVED,)
     return (codes.NONE_SUITABLE, *(codes.own_reason(code) for code in dict.fromkeys(s.code for s in result.series)))
@@ -216,6 +262,8 @@ def _study_statements(result: StudyResult) -> Iterator[ContentItem]:
     if result.demonstration:
         yield _text(codes.COMMENT, DEMONSTRATION)
     yield _text(codes.COMMENT, NOT_FOR_DIAGNOSIS)
+    if any(reading.volume is not None for reading in result.readings):
+        yield _text(codes.COMMENT, FOR_RESEARCH)
     yield _code(codes.INTRACRANIAL_HAEMORRHAGE, _PRESENCE[result.outcome])
     yield _text(codes.CONCLUSION, result.reason)
     whole = result.completeness.complete

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from inference.decision import Combination
+from inference.combination import Combination
 from inference.decoding import Stored
 from inference.engine import Engine
 from inference.result import Completeness, Outcome, StudyResult
@@ -182,7 +182,7 @@ PEAK = """
 import json, resource, sys
 from pathlib import Path
 from pydicom import dcmread
-from inference.decision import Combination
+from inference.combination import Combination
 from inference.decoding import Stored
 from inference.engine import Engine
 from inference.result import Completeness

@@ -18,7 +18,10 @@ from inference.result import (
     Completeness,
     Finding,
     ModelReading,
+    Novelty,
+    OperatingPoint,
     Outcome,
+    Rate,
     SeriesChoice,
     SliceReading,
     StudyResult,
@@ -66,6 +69,34 @@ def slices(**attributes: object) -> list[Dataset]:
     return [a_slice(number, **attributes) for number in range(1, 13)]
 
 
+def an_enhanced_series(*, side: int) -> Dataset:
+    """The header of one Enhanced CT image of twelve frames, 5 mm apart, stored from head to feet."""
+    image = a_slice(1, SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=12, Rows=side, Columns=side)
+    for keyword in ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient"):
+        delattr(image, keyword)
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.45, 0.45], 5
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.PerFrameFunctionalGroupsSequence = []
+    for number in range(12, 0, -1):
+        frame, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [-115, -115, 5 * number]
+        frame.PlanePositionSequence = [position]
+        image.PerFrameFunctionalGroupsSequence.append(frame)
+    return image
+
+
+OPERATING_POINT = OperatingPoint(
+    name="balanced",
+    threshold=0.5,
+    sensitivity=Rate(hits=41, cases=45, value=41 / 45, low=0.79, high=0.97),
+    specificity=Rate(hits=50, cases=55, value=50 / 55, low=0.80, high=0.96),
+    on="100 scans of a site",
+)
+
+
 def a_reading(
     *,
     name: str = "cnn-lstm",
@@ -90,6 +121,9 @@ def a_reading(
                 score=0.9 if label in present else 0.1,
                 threshold=0.5,
                 calibrated=calibrated,
+                probability=(0.85 if label in present else 0.05) if calibrated else None,
+                prevalence=0.12 if calibrated else None,
+                operating_point=OPERATING_POINT if calibrated else None,
             )
             for label in labels
         ),
@@ -124,6 +158,7 @@ GAPPY = Completeness(
 
 BRIEF = a_reading(labels=("any", "subdural"), present=("any", "subdural"))
 """A reading of two labels: validating one of six takes PixelMed three times as long."""
+BRIEF_NEGATIVE = a_reading(labels=("any", "subdural"), present=())
 
 POSITIVE = StudyResult(
     study_uid=STUDY_UID,
@@ -149,6 +184,21 @@ NOT_ANALYSED = StudyResult(
     completeness=WHOLE,
     series=(LOCALIZER, SHORT),
 )
+
+UNLIKE = Novelty(
+    unlike=True,
+    sentence="noise (HU) 21, usual are 2 to 7",
+    input_distance=2.8,
+    input_limit=0.4,
+    measures={"noise": 21.0},
+)
+ABSTAINED = replace(
+    NEGATIVE,
+    outcome=Outcome.NOT_ANALYSED,
+    reason=f"not analysed: the scan is unlike those the models were trained on (cnn-lstm: {UNLIKE.sentence})",
+    readings=(replace(BRIEF_NEGATIVE, novelty=UNLIKE, warnings=("the scan is unlike those of training",)),),
+)
+"""A study in which nothing was found, by a model that abstains from scans unlike those it was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +247,7 @@ KINDS: dict[str, Kind] = {
         result=replace(POSITIVE, revision=2, completeness=GAPPY, readings=(BRIEF,)),
         predecessor=Predecessor.of(study_uid=STUDY_UID, revision=1),
     ),
+    "not analysed, unlike the scans of training": Kind(result=ABSTAINED, evidence=(a_slice(6),)),
     "not analysed, nothing suitable": Kind(
         result=NOT_ANALYSED, evidence=(a_slice(1, SOPClassUID=SecondaryCaptureImageStorage, Modality="OT"),)
     ),

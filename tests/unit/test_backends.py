@@ -78,7 +78,8 @@ def encoded_as_it_arrives(family: str) -> Scores:
 
 
 def test_every_family_is_among_those_of_these_tests() -> None:
-    assert {card.family for card in EVERY.values()} == set(FAMILIES) == set(OPENVINO_GAIN)
+    sees_no_pixel = {"metadata_forest"}
+    assert {card.family for card in EVERY.values()} == set(FAMILIES) - sees_no_pixel == set(OPENVINO_GAIN)
 
 
 @every_family
@@ -87,7 +88,7 @@ def test_a_scan_encoded_as_it_arrives_has_the_numbers_of_one_pass_over_it_whole(
     with torch.inference_mode():
         # In one pass the network sees the scan as it is: no engine, no backend, no pieces.
         logits, _ = network(images(card, head())[None])
-    expected = card.calibration.probabilities(logits[0].float().numpy(), labels=card.labels)
+    expected = card.calibration.slice_scores(logits[0].float().numpy(), labels=card.labels)
     # Images are kept as float16 until the network sees them; in one pass it sees those of float32.
     atol = 1e-3 if network.costly_decide else 1e-5
     np.testing.assert_allclose(encoded_as_it_arrives(family).values, expected, atol=atol, rtol=0)

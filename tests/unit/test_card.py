@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+from inference.calibration import Calibration
 from inference.card import (
     CARD_FILE,
+    FEATURES_FILE,
     WEIGHTS_FILE,
     CardInvalid,
     CardMismatch,
@@ -20,11 +23,13 @@ from inference.card import (
     Provenance,
     WeightsMissing,
     load,
+    load_watch,
     read_card,
     save,
 )
-from inference.decision import Calibration, ScanRule
+from inference.decision import ScanRule
 from inference.models import ScanModel, build
+from inference.novelty import Features, Guard
 from inference.preprocess import Preprocessing
 
 
@@ -45,6 +50,10 @@ def a_card(**changes: Any) -> ModelCard:
         figures={"auc": 0.5, "epochs": 0},
     )
     return replace(card, **changes)
+
+
+RATE = {"hits": 9, "cases": 10, "value": 0.9, "low": 0.6, "high": 0.98}
+POINT = {"name": "balanced", "threshold": 0.5, "sensitivity": RATE, "specificity": RATE, "on": "ten scans"}
 
 
 def a_model(card: ModelCard) -> ScanModel:
@@ -168,6 +177,15 @@ def test_as_many_labels_as_outputs_are_needed(saved: Path) -> None:
         ({"rule": {"run": 0}}, "at least one slice"),
         ({"calibration": {"temperature": {"any": 0}}}, "positive"),
         ({"calibration": {"temperature": {"subdural": 2}}}, "calibration names labels"),
+        ({"calibration": {"isotonic": {"any": {"scores": [0.2], "probabilities": ["x"]}}}}, "numbers between 0 and 1"),
+        ({"calibrated": True}, "no calibration of scans for"),
+        ({"operating_points": {"subdural": []}}, "operating points names labels"),
+        ({"operating_points": {"any": [POINT | {"threshold": 0.4}]}}, "none of its operating points"),
+        ({"operating_points": {"any": [POINT | {"threshold": 1.4}]}}, "between 0 and 1"),
+        ({"operating_points": {"any": [POINT | {"on": ""}]}}, "on which scans"),
+        ({"operating_points": {"any": [POINT | {"specificity": RATE | {"value": 0.3}}]}}, "is not 9 of 10"),
+        ({"operating_points": {"any": [POINT | {"specificity": RATE | {"low": 0.95}}]}}, "no interval"),
+        ({"guard": {"ranges": {}, "input_limit": 1.0, "data": "", "scans": 3}}, "ranges that rise"),
         ({"architecture": {"depth": 40}}, "depth"),
         ({"architecture": {"growth": -3}}, "no radnet network"),
         ({"preprocessing": Preprocessing.radnet(size=64).to_json()}, r"1 × 64² images, the network takes 1 × 32²"),
@@ -190,3 +208,66 @@ def test_a_missing_file_is_named(saved: Path, missing: str) -> None:
     (saved / missing).unlink()
     with pytest.raises(WeightsMissing, match=missing):
         load(saved)
+
+
+def test_the_operating_point_in_force_is_the_one_whose_threshold_is_set(saved: Path) -> None:
+    edit(saved, operating_points={"any": [POINT | {"name": "other", "threshold": 0.2}, POINT]})
+    card = load(saved)[0]
+    point = card.operating_point("any")
+    assert point is not None
+    assert point.name == "balanced"
+    said = card.certainty_in_words()["operating points"]
+    assert "any, balanced, 0.5: sensitivity 0.90 [0.60-0.98] (9 of 10), specificity 0.90" in said
+    assert said.count("(in force)") == 1
+
+
+GUARD = Guard(ranges={"noise": (2.0, 7.0)}, input_limit=0.5, feature_limit=3.0, data="ten scans", scans=10)
+# The descriptor of this RADnet has 16 values.
+FEATURES = Features(mean=np.zeros(16), axes=np.eye(2, 16), variances=np.array([2.0, 1.0]), rest=np.array([0.5]))
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Path:
+    card = a_card(guard=GUARD)
+    save(tmp_path / "guarded", card, a_model(card).state_dict(), features=FEATURES)
+    return tmp_path / "guarded"
+
+
+def test_a_guard_comes_back_with_the_features_that_belong_to_it(guarded: Path) -> None:
+    card, _ = load(guarded)
+    watch = load_watch(guarded, card)
+    assert watch is not None
+    assert watch.features is not None
+    assert watch.features.distance(np.ones(16)) == pytest.approx(FEATURES.distance(np.ones(16)))
+    assert card.guard == replace(GUARD, features_sha256=hashlib.sha256(FEATURES.to_bytes()).hexdigest())
+
+
+def test_features_that_are_missing_changed_or_of_another_network_are_refused(guarded: Path) -> None:
+    card, _ = load(guarded)
+    path = guarded / FEATURES_FILE
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(CardMismatch, match="SHA-256"):
+        load_watch(guarded, card)
+    path.unlink()
+    with pytest.raises(WeightsMissing, match="the guard"):
+        load_watch(guarded, card)
+    other = Features(mean=np.zeros(5), axes=np.eye(2, 5), variances=np.ones(2), rest=np.ones(1))
+    save(guarded, card, a_model(card).state_dict(), features=other)
+    with pytest.raises(CardMismatch, match="for 5 features, this radnet has 16"):
+        load_watch(guarded, read_card(guarded))
+
+
+def test_a_guard_is_never_saved_without_its_features_nor_features_without_a_guard(tmp_path: Path) -> None:
+    for card, features in ((a_card(guard=GUARD), None), (a_card(), FEATURES)):
+        with pytest.raises(CardMismatch, match="do not belong together"):
+            save(tmp_path / "model", card, a_model(card).state_dict(), features=features)
+
+
+def test_a_model_without_a_guard_has_none_and_says_so(saved: Path) -> None:
+    card, _ = load(saved)
+    assert load_watch(saved, card) is None
+    assert card.certainty_in_words()["out of distribution"].startswith("no guard")
+
+
+def test_lists_of_numbers_stand_in_one_line_of_the_card(guarded: Path) -> None:
+    assert '"noise": [ 2.0, 7.0 ]' in (guarded / CARD_FILE).read_text()

@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from inference.decision import Calibration, Combination, ScanDecision, ScanRule, combine, judge
-from inference.result import Finding, ModelReading, Outcome
+from inference.calibration import Calibration
+from inference.combination import Combination, combine
+from inference.decision import ScanDecision, ScanRule, judge
+from inference.result import Finding, ModelReading, Novelty, Outcome
 
 RUN3 = ScanRule(run=3)
 
@@ -201,7 +205,7 @@ def test_a_rule_survives_a_round_trip_through_json_text(rule: ScanRule) -> None:
 
 def test_temperatures_divide_the_logits_of_their_label_only() -> None:
     logits = np.array([[2.0, 2.0], [-1.0, 1000.0]], dtype=np.float32)
-    calibrated = Calibration(temperature={"any": 2.0}).probabilities(logits, labels=("any", "subdural"))
+    calibrated = Calibration(temperature={"any": 2.0}).slice_scores(logits, labels=("any", "subdural"))
     expected = 1 / (1 + np.exp(-np.array([[1.0, 2.0], [-0.5, 700.0]])))
     np.testing.assert_allclose(calibrated, expected)
 
@@ -262,3 +266,113 @@ def test_a_model_without_a_reading_never_clears_a_study() -> None:
 
 def test_no_reading_at_all_is_not_analysed() -> None:
     assert combine([]) == (Outcome.NOT_ANALYSED, "no model gave a reading")
+
+
+TOGETHER = ScanRule(noisy_or_mm=5)
+
+
+def test_a_noisy_or_is_one_minus_the_chance_that_every_slice_is_clean() -> None:
+    verdict = decide([0.1, 0.5, 0.2], rule=TOGETHER)
+    assert verdict.score == pytest.approx(1 - 0.9 * 0.5 * 0.8)
+    assert verdict.present
+    assert decide([0.5], rule=TOGETHER).score == pytest.approx(0.5)
+    assert decide([0.0, 1.0, 0.3], rule=TOGETHER).score == 1.0
+    assert decide([0.0, 0.0], rule=TOGETHER).score == 0.0
+
+
+@pytest.mark.parametrize("spacing", [0.5, 1.0, 2.5])
+def test_thin_slices_of_the_same_head_are_not_more_suspicious_for_their_number(spacing: float) -> None:
+    """Thick slices of 5 mm against as many thin ones as lie in each of them."""
+    thick = np.array([0.05, 0.1, 0.3, 0.2, 0.05])
+    parts = round(5 / spacing)
+    thin = np.repeat(thick, parts)
+    expected = decide(thick.tolist(), rule=TOGETHER).score
+    verdict = decide(thin.tolist(), positions=[spacing * i for i in range(len(thin))], rule=TOGETHER)
+    assert verdict.score == pytest.approx(expected)
+
+
+def test_a_thousand_thin_slices_that_are_hardly_suspicious_stay_negative() -> None:
+    positions = [0.15 * i for i in range(1000)]
+    assert decide([0.01] * 1000, positions=positions, rule=TOGETHER).score == pytest.approx(1 - 0.99**30)
+    assert not decide([0.01] * 1000, positions=positions, rule=TOGETHER).present
+
+
+def test_slices_far_apart_and_slices_twice_at_one_place_count_once_in_a_noisy_or() -> None:
+    scores = [0.3, 0.2, 0.1]
+    expected = decide(scores, rule=TOGETHER).score
+    assert decide(scores, positions=[0.0, 10.0, 20.0], rule=TOGETHER).score == pytest.approx(expected)
+    twice = decide([0.3, 0.3, 0.2, 0.15, 0.1], positions=[0.0, 0.0, 5.0, 5.05, 10.0], rule=TOGETHER)
+    assert twice.score == pytest.approx(expected)
+
+
+def test_a_missing_slice_adds_nothing_to_a_noisy_or() -> None:
+    positions, thickness = evenly((3, 2.0), (1, 8.0), (3, 2.0)), [2.0] * 8
+    whole = decide([0.2] * 8, positions=evenly((7, 2.0)), thickness=thickness, rule=TOGETHER).score
+    assert decide([0.2] * 8, positions=positions, thickness=thickness, rule=TOGETHER).score == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("rule", [RUN3, TOGETHER, ScanRule(max=True), ScanRule(extent_mm=4)])
+def test_every_rule_is_monotone_decides_by_its_score_and_names_what_carried_it(rule: ScanRule) -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(100):
+        positions = np.cumsum(generator.choice([1.0, 2.5, 5.0, 12.0], 12)).tolist()
+        scores = generator.random(12).round(1)
+        verdict = decide(scores.tolist(), positions=positions, rule=rule)
+        assert verdict.present is (verdict.score >= 0.5) is bool(verdict.key_slices)
+        assert len(verdict.key_slices) <= 5
+        assert 0 <= verdict.score <= 1
+        higher = scores.copy()
+        higher[generator.integers(12)] = 1.0
+        assert decide(higher.tolist(), positions=positions, rule=rule).score >= verdict.score
+
+
+def test_the_key_slices_of_a_noisy_or_are_the_fewest_that_reach_the_threshold_alone() -> None:
+    verdict = decide([0.1, 0.4, 0.3, 0.2, 0.1], rule=TOGETHER)
+    assert verdict.key_slices == (1, 2)
+    assert verdict.rule == (
+        "all slices together 0.72, at or above 0.50 (noisy-or, one look in 5 mm): "
+        "carried by the 2 slices at 5.0…10.0 mm"
+    )
+    assert decide([0.1, 0.1], rule=TOGETHER).rule == (
+        "all slices together 0.19, below 0.50 (noisy-or, one look in 5 mm)"
+    )
+    assert decide([0.0], rule=TOGETHER, threshold=0.0).key_slices == (0,)
+
+
+@pytest.mark.parametrize("length", [0.0, -1.0, math.inf, math.nan])
+def test_a_noisy_or_needs_a_length(length: float) -> None:
+    with pytest.raises(ValueError, match="positive length"):
+        ScanRule(noisy_or_mm=length)
+
+
+UNLIKE = Novelty(unlike=True, sentence="noise (HU) 30, usual are 2 to 7", input_distance=3.0, input_limit=1.0)
+
+
+def strange(name: str, **present: bool) -> ModelReading:
+    """A reading of a scan unlike those of training."""
+    return replace(reading(name, **present), novelty=UNLIKE)
+
+
+def test_a_model_that_abstains_never_calls_a_strange_scan_negative_nor_less_than_positive() -> None:
+    abstain = Combination(abstain=True)
+    assert combine([strange("radnet", any=True)], abstain)[0] is Outcome.POSITIVE
+    outcome, reason = combine([strange("radnet", any=False)], abstain)
+    assert outcome is Outcome.NOT_ANALYSED
+    assert reason == (
+        "not analysed: the scan is unlike those the models were trained on (radnet: noise (HU) 30, usual are 2 to 7)"
+    )
+    assert combine([strange("radnet", any=False), reading("cnn_lstm", any=True)], abstain)[0] is Outcome.POSITIVE
+    assert combine([strange("radnet", any=False), reading("cnn_lstm", any=False)], abstain)[0] is Outcome.NOT_ANALYSED
+
+
+def test_of_models_that_must_all_agree_one_that_knows_such_scans_can_still_clear() -> None:
+    both = Combination(all_of={"radnet": "any", "cnn_lstm": "any"}, abstain=True)
+    assert combine([strange("radnet", any=False), reading("cnn_lstm", any=False)], both)[0] is Outcome.NEGATIVE
+    assert combine([strange("radnet", any=False), reading("cnn_lstm", any=True)], both)[0] is Outcome.NOT_ANALYSED
+    assert combine([strange("radnet", any=True), reading("cnn_lstm", any=True)], both)[0] is Outcome.POSITIVE
+
+
+def test_a_model_that_does_not_abstain_says_that_the_scan_is_strange() -> None:
+    outcome, reason = combine([strange("radnet", any=False)], Combination())
+    assert outcome is Outcome.NEGATIVE
+    assert reason.endswith("note: the scan is unlike those the models were trained on")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pydantic
 import pytest
 
@@ -10,6 +12,7 @@ from inference.result import Completeness, Outcome, SeriesChoice, StudyResult
 from node.config import FlagSection, RemoteSection, Settings
 from node.flag import channels
 from node.flag.flag import Reference, flag_of
+from tests.tools.reports import BRIEF, UNLIKE
 
 WHOLE = Completeness(complete=True, reason="geometrically whole")
 GAPPY = Completeness(complete=False, reason="the limit of 600 s passed", missing=("1 slice missing at 42.5 mm",))
@@ -45,6 +48,23 @@ def test_only_a_positive_study_is_high_and_every_other_is_labelled_as_what_it_is
 def test_no_outcome_is_ever_pushed_below_its_normal_place() -> None:
     priorities = {flag_of(a_result(o, completeness=c), header={}).priority for o in Outcome for c in (WHOLE, GAPPY)}
     assert Priority.LOW not in priorities
+
+
+@pytest.mark.parametrize(
+    ("outcome", "completeness", "label"),
+    [
+        (Outcome.POSITIVE, WHOLE, "ICH suspected (unlike training)"),
+        (Outcome.POSITIVE, GAPPY, "ICH suspected (incomplete study) (unlike training)"),
+        (Outcome.NEGATIVE, WHOLE, "No ICH found (unlike training)"),
+        (Outcome.NEGATIVE, GAPPY, "Incomplete study: no ICH found in what arrived (unlike training)"),
+    ],
+)
+def test_the_label_says_when_a_model_has_never_seen_such_a_scan(
+    outcome: Outcome, completeness: Completeness, label: str
+) -> None:
+    result = replace(a_result(outcome, completeness=completeness), readings=(replace(BRIEF, novelty=UNLIKE),))
+    assert flag_of(result, header={}).label == label
+    assert len(label) <= 64
 
 
 def test_the_label_fits_its_value_representation_whatever_the_reason_says() -> None:

@@ -32,6 +32,7 @@ from tests.tools.reports import (
     POSITIVE,
     SERIES_UID,
     STUDY_UID,
+    UNLIKE,
     Kind,
     a_reading,
     a_slice,
@@ -117,7 +118,39 @@ def test_only_a_calibrated_number_is_called_a_probability(calibrated: bool, name
     group = groups(read(Kind(result=result)))["cnn-lstm/any"]
     numbers = {called(item): item for item in items(group) if item.ValueType == "NUM"}
     assert set(numbers) == {name}
-    assert float(numbers[name].MeasuredValueSequence[0].NumericValue) == 0.9
+    assert float(numbers[name].MeasuredValueSequence[0].NumericValue) == (0.85 if calibrated else 0.9)
+
+
+def test_the_operating_point_comes_with_what_was_measured_at_it() -> None:
+    group = groups(read(KINDS["positive with calibrated weights of a site"]))["cnn-lstm/any"]
+    parameters = values(group, "Algorithm Parameters")
+    assert (
+        "measured at the operating point: balanced, 0.5: sensitivity 0.91 [0.79-0.97] (41 of 45), "
+        "specificity 0.91 [0.80-0.96] (50 of 55), on 100 scans of a site" in parameters
+    )
+    assert (
+        "score: 0.900; its probability holds where 12% of the scans bear the finding, as where it was calibrated"
+        in (parameters)
+    )
+
+
+def test_a_model_that_abstains_leaves_its_finding_undetermined_and_says_why() -> None:
+    report = read(KINDS["not analysed, unlike the scans of training"])
+    told = groups(report)
+    assert values(told["cnn-lstm/any"], PRESENCE) == [UNDETERMINED]
+    assert values(told["hemonode/any"], "Reason why the study was not analysed") == [
+        "The scan is unlike those the models were trained on"
+    ]
+    said = "this scan: unlike the scans of training: noise (HU) 21, usual are 2 to 7"
+    assert said in values(told["cnn-lstm/any"], "Algorithm Parameters")
+    assert any("noise (HU) 21" in text for text in values(report, "Conclusion"))
+    assert any("unlike" in text for text in values(report, "Warning"))
+
+
+def test_what_was_found_in_a_scan_unlike_training_is_still_called_present() -> None:
+    readings = tuple(replace(reading, novelty=UNLIKE) for reading in POSITIVE.readings)
+    told = groups(read(Kind(result=replace(POSITIVE, readings=readings))))
+    assert values(told["radnet/any"], PRESENCE) == [PRESENT]
 
 
 def test_a_positive_finding_references_the_key_slices_it_stands_on_and_a_negative_one_none() -> None:

@@ -1,6 +1,7 @@
 """An exported model is the trained one, and its card holds the figures that were measured."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from inference import card as cards
 from inference.card import ModelCard
 from inference.decision import ScanRule
 from inference.models import RADnet, RadnetConfig, build
+from inference.novelty import Features
 from inference.preprocess import Preprocessing
 from inference.result import ANY, LABELS
-from training import evaluate
+from tests.small_models import radnet_card
+from training import certainty, evaluate
 from training.cache import VolumeCache
 from training.dataset import Scan, ScanFacts, prepare_all
 from training.errors import LeakageError
-from training.evaluate import Read
+from training.evaluate import Studies
 from training.export import INTENDED_USE, Description, export, rewrite, round_as_stored
 from training.heads import Heads, studies
-from training.stages import describe
+from training.reading import Read, read, scan_scores
+from training.stages import Described, describe
 
 TINY = RadnetConfig(growth=4, layers=2, stem=6, dropout=0.0, hidden=8, size=32)
 DESCRIPTION = Description(
@@ -76,9 +80,7 @@ def test_the_exported_card_loads_and_gives_the_numbers_of_the_network_in_memory(
     assert "not for clinical use" in card.intended_use.lower()
     loaded = build(card)
     loaded.load_state_dict(state)
-    for before, after in zip(
-        evaluate.read(model, described), evaluate.read(loaded, describe(loaded, scans)), strict=True
-    ):
+    for before, after in zip(read(model, described), read(loaded, describe(loaded, scans)), strict=True):
         assert np.array_equal(before.scores, after.scores)
     assert card.figures["test"]["all"]["slices"]["cases"] == 10
     assert card.figures["scans"] == {"training": 2, "validation": 2, "test": 2}
@@ -89,8 +91,8 @@ def test_the_three_slice_rule_asks_for_three_neighbours() -> None:
         seen([0.9, 0.1, 0.9, 0.1, 0.9], subtype=None, number=1),
         seen([0.1, 0.8, 0.7, 0.9, 0.1], subtype=4, number=2),
     ]
-    assert evaluate.scan_scores(readings, label=0, rule=ScanRule(run=3)) == pytest.approx([0.1, 0.7])
-    assert evaluate.scan_scores(readings, label=0, rule=ScanRule(max=True)) == pytest.approx([0.9, 0.9])
+    assert scan_scores(readings, label=0, rule=ScanRule(run=3)) == pytest.approx([0.1, 0.7])
+    assert scan_scores(readings, label=0, rule=ScanRule(max=True)) == pytest.approx([0.9, 0.9])
 
 
 def test_figures_are_given_for_every_group_of_scans() -> None:
@@ -128,38 +130,76 @@ def test_figures_on_unseen_heads_and_new_operating_points_go_into_the_card(tmp_p
     directory = tmp_path / "tiny"
     export(model, directory, DESCRIPTION, training=[scan(9)], validation=described[:2], test=described[2:])
 
-    def judged_on(heads: Heads, *, retune: bool) -> ModelCard:
+    def some(first: int, count: int = 2) -> Studies:
+        population = Heads(first=first, count=count, sizes=(64,), thicknesses_mm=(20.0,))
         cache = VolumeCache(tmp_path / "cache")
-        found = prepare_all(list(studies(heads)), cache=cache, preprocessing=DESCRIPTION.preprocessing)
-        return evaluate.judge_on(directory, found, data=heads.to_json(), retune=retune, device=torch.device("cpu"))
+        found = prepare_all(list(studies(population)), cache=cache, preprocessing=DESCRIPTION.preprocessing)
+        return Studies(scans=found, sources=[f"phantom:first={first}"])
 
-    tuned = judged_on(Heads(first=30, count=2, sizes=(64,), thicknesses_mm=(20.0,)), retune=True)
-    assert tuned.thresholds == {ANY: 0.5}
-    assert tuned.figures["validation"]["data"]["first"] == 30
-    assert not {"test", "unseen"} & set(tuned.figures), "figures at another operating point"
-    rewrite(directory, tuned)
+    def judged(unseen: Studies, fit_on: Studies | None = None) -> tuple[ModelCard, Features | None]:
+        return evaluate.judge(directory, unseen, fit_on=fit_on, device=torch.device("cpu"))
 
-    for known in (Heads(first=19, count=1, sizes=(64,)), Heads(first=31, count=3, sizes=(64,))):
+    fitted, features = judged(some(40), some(30))
+    assert fitted.thresholds == {ANY: 0.5}
+    assert fitted.figures["validation"]["data"] == {"sources": ["phantom:first=30"], "studies": 2}
+    assert fitted.figures["unseen"]["all"]["slices"]["cases"] > 2
+    assert "test" not in fitted.figures, "figures at another operating point"
+    (point,) = fitted.operating_points[ANY]
+    assert (point.name, point.sensitivity.cases + point.specificity.cases) == (certainty.UNTUNED, 2)
+    assert (fitted.guard, features, fitted.calibrated) == (None, None, False), "two heads tell nothing"
+    rewrite(directory, fitted, features=features)
+
+    for unseen, fit_on in ((some(19, 1), None), (some(31, 3), None), (some(40), some(19, 1)), (some(41), some(40))):
         with pytest.raises(LeakageError):
-            judged_on(known, retune=False)
-    judged = judged_on(Heads(first=40, count=2, sizes=(64,), thicknesses_mm=(20.0,)), retune=False)
-    assert judged.figures["unseen"]["all"]["slices"]["cases"] > 2
-    assert judged.figures["validation"] == tuned.figures["validation"]
-    assert judged.thresholds == tuned.thresholds
+            judged(unseen, fit_on)
+    again, _ = judged(some(40))
+    assert again == replace(fitted, sha256=again.sha256)
 
 
-def test_an_operating_point_is_not_chosen_from_a_handful_of_scans() -> None:
-    readings = [seen([0.1, 0.1, 0.1], subtype=None, number=n) for n in range(20)]
-    readings += [seen([0.3, 0.3, 0.3], subtype=4, number=n) for n in range(20, 20 + evaluate.FEWEST)]
-    chosen = evaluate.choose_thresholds(readings, labels=LABELS, rule=ScanRule(run=3))
-    assert chosen[ANY] == chosen["subdural"] == pytest.approx(0.2)
-    assert chosen["epidural"] == 0.5
+def test_a_share_of_the_patients_is_fitted_on_and_the_others_judge() -> None:
+    scans = [scan(number) for number in (*range(20), *range(20))]
+    fit_on, unseen = Studies(scans=scans, sources=["archive:spring.json"]).dealt(0.4)
+    assert len(fit_on.scans) + len(unseen.scans) == 40
+    assert 0 < len(fit_on.patients) < len(unseen.patients)
+    assert not fit_on.patients & unseen.patients
+
+
+def partly(number: int, *, bleeds: bool | None, slices_known: bool) -> Described:
+    """A scan of three slices of which somebody said, or not, whether it and each of its slices bleeds."""
+    labels = np.full((3, 6), np.nan, np.float32)
+    if slices_known:
+        labels[:] = float(bool(bleeds))
+    known = np.nan if bleeds is None else float(bleeds)
+    one = replace(scan(number, labels), study_labels=np.full(6, known, np.float32))
+    return Described(scan=one, descriptors=torch.randn(3, RADnet(TINY).descriptor_size))
+
+
+def test_what_nobody_labelled_is_neither_fitted_nor_measured() -> None:
+    torch.manual_seed(0)
+    model = RADnet(TINY).eval()
+    how = {"labels": (ANY,), "rule": DESCRIPTION.rule, "data": "a site"}
+    whole = [partly(n, bleeds=n % 2 == 0, slices_known=True) for n in range(20)]
+    silent = [partly(n, bleeds=None, slices_known=False) for n in range(20, 30)]
+    of_scans = [partly(n, bleeds=n % 2 == 0, slices_known=n % 2 == 1) for n in range(30, 50)]
+    fitted = certainty.fit(model, whole + silent, **how)  # type: ignore[arg-type]
+    assert fitted == certainty.fit(model, whole, **how)  # type: ignore[arg-type]
+    assert fitted.calibration.scan[ANY].scans == 20
+    only_scans = certainty.fit(model, of_scans, **how)  # type: ignore[arg-type]
+    assert not only_scans.calibration.temperature, "of the slices only those of clean scans are known"
+    assert set(only_scans.points[ANY]) == {certainty.BALANCED}
+
+    card = radnet_card(threshold=0.5)
+    put = certainty.put(card, fitted, model, silent, on="nobody")
+    assert put.figures["calibration"] == {"slices": {}, "scans": {}}
+    assert put.operating_points[ANY][0].sensitivity.cases == 0
+    assert not put.calibrated
+    assert not certainty.put(card, fitted, model, [], on="nothing").calibrated
 
 
 def test_the_demonstration_weights_know_the_heads_that_they_were_made_from_and_tuned_on() -> None:
     directory = Path(__file__).parents[2] / "inference/weights/demo-radnet"
     card = cards.read_card(directory)
-    known = evaluate.known_patients(directory, card, retune=False)
-    assert {"phantom-1000", "phantom-20249", "phantom-20250", "phantom-20339"} <= known
-    assert not {"phantom-999", "phantom-20340", "phantom-50000"} & known
-    assert "phantom-20250" not in evaluate.known_patients(directory, card, retune=True)
+    known = evaluate.known_patients(directory, card, refit=False)
+    assert {"phantom-1000", "phantom-20249", "phantom-20250", "phantom-20379"} <= known
+    assert not {"phantom-999", "phantom-20380", "phantom-50000"} & known
+    assert "phantom-20250" not in evaluate.known_patients(directory, card, refit=True)

@@ -9,7 +9,15 @@ from sklearn import metrics as sklearn_metrics
 from torch.nn import functional
 
 from training.losses import attention_loss, weighted_log_loss
-from training.metrics import auc, log_loss, operating_point, prior_log_loss, rate, scan_figures
+from training.metrics import (
+    auc,
+    log_loss,
+    operating_point,
+    prior_log_loss,
+    rate,
+    scan_figures,
+    sensitive_point,
+)
 from training.schedules import thirds, warmup_cosine
 
 
@@ -110,3 +118,27 @@ def test_the_schedules_are_the_papers() -> None:
     assert [thirds(p) for p in (0.0, 0.3, 0.34, 0.66, 0.67, 1.0)] == [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
     cosine = warmup_cosine(0.1)
     assert [cosine(p) for p in (0.0, 0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("cases", [73, 110, 300])
+def test_the_sensitive_point_is_the_highest_threshold_that_is_surely_sensitive_enough(cases: int) -> None:
+    rng = np.random.default_rng(cases)
+    truth = np.repeat([True, False], cases)
+    scores = np.where(truth, rng.beta(4, 2, 2 * cases), rng.beta(2, 4, 2 * cases))
+    threshold = sensitive_point(scores, truth)
+    assert threshold is not None
+    reached = scan_figures(scores, truth, threshold=threshold).sensitivity
+    assert reached.low >= 0.95
+    above = np.unique(scores[truth & (scores >= threshold)])[:2].mean()
+    assert scan_figures(scores, truth, threshold=float(above)).sensitivity.low < 0.95
+
+
+def test_too_few_positive_scans_give_no_sensitive_point() -> None:
+    scores = np.linspace(0, 1, 144)
+    assert sensitive_point(scores, scores > 0.5) is None
+
+
+def test_the_interval_of_none_and_of_all_holds_the_share_itself() -> None:
+    for cases in range(1, 60):
+        assert rate(0, cases).low == 0
+        assert rate(cases, cases).high == 1

@@ -21,7 +21,7 @@ from inference.volume import Slice, order, read_slices
 from training.errors import DataError
 from training.study import Arrays, CohortFacts, slice_digests, volume_key
 
-DECODER = 1
+DECODER = 2
 """Raised when the same files decode to other volumes, so that no cache gives the old ones."""
 
 log = logging.getLogger(__name__)
@@ -107,10 +107,12 @@ def stacked(slices: Sequence[Slice], *, name: str) -> Arrays:
     if not volume.slices:
         raise DataError(f"{name}: no slice can be read")
     hu = volume.stacked()
+    thickness = np.array([np.nan if s.thickness is None else s.thickness for s in volume.slices])
     return {
         "hu": hu,
         "spacing": np.array(volume.slices[0].pixel_spacing),
         "positions": np.array(volume.positions_mm),
+        "thickness": thickness,
         "uids": np.array([f"{s.sop_instance_uid}#{s.frame}" if s.frame else s.sop_instance_uid for s in volume.slices]),
         "digests": slice_digests(hu),
     }

@@ -96,6 +96,7 @@ def _volume(scan: Path, mask: Path | None, labels: Mapping[int, Labels]) -> Arra
         "hu": np.clip(np.rint(hu), AIR_HU, 32767).astype(np.int16),
         "spacing": np.array([sizes[1], sizes[0]]),
         "positions": np.arange(len(hu)) * sizes[2],
+        "thickness": np.full(len(hu), sizes[2]),
         "uids": np.array([str(number) for number in numbers]),
     }
     arrays["digests"] = slice_digests(arrays["hu"])
