@@ -23,6 +23,7 @@ from node.web.served import Served
 
 BACKLOG = 128
 KEEP_ALIVE_SECONDS = 30
+ABORT_SECONDS = 3.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,6 +44,7 @@ class WebServer:
         self._web = settings.web
         tokens = tokens_in(self._web.tokens_file) if self._web.tokens_file else frozenset[str]()
         self._socket = _bound(self._web)
+        self._port = int(self._socket.getsockname()[1])
         try:
             self._intake = intake_of(settings=settings, database=database, facts=facts)
             receiver = f"{socket.gethostname()[:48]}:web:{self.port}"
@@ -77,7 +79,7 @@ class WebServer:
     @property
     def port(self) -> int:
         """The port listened on."""
-        return int(self._socket.getsockname()[1])
+        return self._port
 
     def start(self) -> None:
         """Requests are answered from now on."""
@@ -90,7 +92,7 @@ class WebServer:
         self._thread.join(grace_seconds)
         if self._thread.is_alive():
             self._server.force_exit = True
-            self._thread.join(grace_seconds)
+            self._thread.join(ABORT_SECONDS)
         self._socket.close()
         self._intake.close()
 

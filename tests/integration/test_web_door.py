@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from db.engine import Database
 from inference.facts import facts
 from node.errors import StartError
 from node.web.server import WebServer, tokens_in
-from tests.receiving import a_slice, part_10, settings_of
-from tests.web_node import Web, web_node
+from tests.receiving import a_slice, part_10, settings_of, stored, wait_until
+from tests.web_node import MULTIPART, body, web_node
 
 TOKEN = "correct horse battery staple"  # noqa: S105
 
@@ -130,9 +131,20 @@ def test_a_request_in_progress_is_finished_before_the_part_ends(tmp_path: Path, 
     settings = settings.model_copy(update={"web": settings.web.model_copy(update={"port": 0})})
     server = WebServer(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json())
     server.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}/dicom-web") as http:
-        web = Web(port=server.port, http=http, archive=settings.archive)
-        web.holds(a_slice())
-    server.stop(grace_seconds=5)
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(web.url)
+    sent = body(part_10(a_slice(1)), part_10(a_slice(2)))
+    head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: a\r\nContent-Type: {MULTIPART}\r\nContent-Length: {len(sent)}"
+    with socket.create_connection(("127.0.0.1", server.port)) as sender:
+        sender.sendall(f"{head}\r\n\r\n".encode() + sent[:-300])
+        wait_until(lambda: stored(database))
+        stopping = threading.Thread(target=server.stop, kwargs={"grace_seconds": 20})
+        stopping.start()
+        wait_until(lambda: not listens(server.port))
+        sender.sendall(sent[-300:])
+        assert b" 200 " in sender.recv(1000)
+        stopping.join()
+    assert len(stored(database)) == 2
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

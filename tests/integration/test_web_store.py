@@ -172,11 +172,13 @@ def test_no_patient_is_named_in_the_log(web: Web, capfd: pytest.CaptureFixture[s
     assert not re.search("secret", said, re.IGNORECASE)
 
 
-def test_every_sender_at_once_is_answered(web: Web, database: Database) -> None:
-    def sent(number: int) -> int:
-        return web.stow(*(part_10(a_slice(number * 10 + n)) for n in range(3))).status_code
+def test_every_sender_at_once_is_answered_on_either_database(tmp_path: Path, either_database: Database) -> None:
+    with web_node(tmp_path, either_database) as web:
 
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(sent, range(1, 9))) == [200] * 8
-    assert len(stored(database)) == 24
-    assert {row.transfer_syntax_uid for row in stored(database)} == {str(ExplicitVRLittleEndian)}
+        def sent(number: int) -> int:
+            return web.stow(*(part_10(a_slice(number * 10 + n)) for n in range(3))).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(sent, range(1, 9))) == [200] * 8
+        assert len(web.http.get(f"/studies/{STUDY}/instances").json()) == 24
+    assert {row.transfer_syntax_uid for row in stored(either_database)} == {str(ExplicitVRLittleEndian)}
