@@ -83,9 +83,7 @@ def application(served: Served, *, tokens: Collection[str]) -> ASGIApp:
         limiter.total_tokens = served.settings.web.maximum_requests + THREADS_BESIDE
         yield
 
-    routes: list[BaseRoute] = [
-        Route(PREFIX + path, answer, methods=[method], name=f"{method} {path}") for method, path, answer in TRANSACTIONS
-    ]
+    routes: list[BaseRoute] = [Route(PREFIX + path, answer, methods=[method]) for method, path, answer in TRANSACTIONS]
     routes.append(WebSocketRoute(PREFIX + EVENT_CHANNEL, channel.open_channel))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={RequestRefused: _refused, Exception: _failed})
     app.state.served = served

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -302,3 +303,14 @@ def test_a_file_that_is_gone_is_a_failure_and_not_a_short_answer(tmp_path: Path,
         next(web.archive.rglob(f"{uid(PLAIN)}*")).unlink()
         for suffix in ("", "/frames/1", "/rendered"):
             assert web.http.get(path_of(PLAIN) + suffix).status_code == 500
+
+
+def test_an_answer_that_cannot_be_finished_is_broken_off(tmp_path: Path, database: Database) -> None:
+    with web_node(tmp_path, database) as web:
+        web.holds(ramp(1), ramp(2))
+        next(web.archive.rglob(f"{uid(2)}*")).unlink()
+        with pytest.raises(httpx.RemoteProtocolError):
+            web.http.get(f"/studies/{STUDY}", headers={"Accept": ANY})
+        with pytest.raises(httpx.RemoteProtocolError):
+            web.http.get(f"/studies/{STUDY}/metadata")
+        assert web.http.get("/studies").status_code == 200
