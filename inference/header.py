@@ -20,6 +20,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
 
 PARSER_ERRORS = (
     ArithmeticError,
@@ -89,28 +90,28 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
 
 def items(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
     """The items of a sequence; empty where it is absent or cannot be read."""
+    if dataset.get_item(tag(keyword), keep_deferred=True) is None:
+        return ()
     try:
-        value = dataset.get(tag(keyword))
-        sequence = None if value is None else value.value
+        sequence = dataset[tag(keyword)].value
     except PARSER_ERRORS:
         return ()
     return tuple(sequence) if isinstance(sequence, Sequence) else ()
 
 
 @functools.cache
-def tag(keyword: str) -> int:
-    """The element's tag, for a keyword of the Standard's dictionary."""
+def tag(keyword: str) -> BaseTag:
+    """The element's tag, for a keyword of the Standard's dictionary; as pydicom's own type, which it takes as it is."""
     known = tag_for_keyword(keyword)
     if known is None:
         raise KeyError(keyword)
-    return known
+    return BaseTag(known)
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
-    if tag(keyword) not in dataset:
-        return None
     # Left unread where it has no bytes: pydicom would convert it, and raise.
-    return dataset.get_item(tag(keyword), keep_deferred=True).value
+    element = dataset.get_item(tag(keyword), keep_deferred=True)
+    return None if element is None else element.value
 
 
 def _binary(dataset: Dataset, keyword: str, value: bytes) -> int | None:
@@ -132,13 +133,18 @@ def _number(value: str) -> float | None:
 
 def _encoding(dataset: Dataset) -> str:
     """The Python codec of the data set's (last) character set; Latin-1, which reads any byte, where unknown."""
-    value = dataset.get_item(0x00080005, keep_deferred=True).value if 0x00080005 in dataset else None
-    if isinstance(value, bytes):
-        value = value.decode("ascii", errors="replace").split("\\")
-    names = [value] if isinstance(value, str) else list(value or ())
-    known = [python_encoding[str(n).strip()] for n in names if str(n).strip() in python_encoding]
+    value = _value(dataset, "SpecificCharacterSet")
+    if not isinstance(value, bytes):
+        names = [value] if isinstance(value, str) else [str(name) for name in value or ()]
+        value = "\\".join(names).encode("ascii", errors="replace")
+    return _codec(value[:LONGEST_TEXT])
+
+
+@functools.lru_cache(maxsize=64)
+def _codec(charset: bytes) -> str:
+    names = [name.strip() for name in charset.decode("ascii", errors="replace").split("\\")]
+    known = [python_encoding[name] for name in names if name in python_encoding]
     try:
-        codec = codecs.lookup(known[-1]).name if known else "iso8859-1"
+        return codecs.lookup(known[-1]).name if known else "iso8859-1"
     except LookupError:
-        codec = "iso8859-1"
-    return codec
+        return "iso8859-1"

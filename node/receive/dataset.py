@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import data_element_generator, read_dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from node.errors import CannotUnderstand
@@ -46,6 +46,11 @@ Facts = Callable[[Dataset], dict[str, Any]]
 LARGEST_INFLATED = 1 << 28
 """Bytes. Deflate shrinks zeros a thousandfold, so a small data set could otherwise fill the memory."""
 
+# As pydicom's own type, which it takes as it is.
+_HEADER_TAGS = tuple(Tag(keyword) for keyword in HEADER_KEYWORDS)
+_UID_TAGS = {
+    keyword: Tag(keyword) for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+}
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # Float, Double Float and plain Pixel Data
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
@@ -175,7 +180,8 @@ def _check_elements_are_whole(source: Source, start: int, dataset: Dataset) -> N
 
 
 def _uid(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get_item(keyword).value if keyword in dataset else None
+    element = dataset.get_item(_UID_TAGS[keyword])
+    value = None if element is None else element.value
     text = value.decode("ascii", errors="replace") if isinstance(value, bytes) else str(value or "")
     text = text.strip(" \0")
     if not text:
@@ -186,7 +192,8 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 
 def _patient_and_study(dataset: Dataset) -> dict[str, Any]:
-    elements: list[Any] = [dataset.get_item(keyword) for keyword in HEADER_KEYWORDS if keyword in dataset]
+    found = (dataset.get_item(tag) for tag in _HEADER_TAGS)
+    elements: list[Any] = [element for element in found if element is not None]
     raw = tuple(element._replace(value_tell=0) for element in elements if isinstance(element, RawDataElement))
     charset = dataset.original_character_set
     names = (charset,) if isinstance(charset, str) else tuple(charset)

@@ -13,7 +13,8 @@ Outcome = TypeVar("Outcome")
 class _Seat(Generic[Item, Outcome]):
     def __init__(self, item: Item) -> None:
         self.item = item
-        self.called = threading.Event()
+        self.called = threading.Lock()  # held until called: one wake-up, where an Event takes three locks
+        self.called.acquire()
         self.leads = False
         self.outcome: Outcome | Exception | None = None
 
@@ -44,7 +45,7 @@ class Group(Generic[Item, Outcome]):
             self._waiting.append(seat)
             seat.leads, self._busy = not self._busy, True
         if not seat.leads:
-            seat.called.wait()
+            seat.called.acquire()
         if seat.leads:
             self._lead()
         if isinstance(seat.outcome, Exception):
@@ -71,7 +72,8 @@ class Group(Generic[Item, Outcome]):
             self._busy = successor is not None
         if successor is not None:
             successor.leads = True
-            successor.called.set()
+            successor.called.release()
         for seat, outcome in zip(group, outcomes, strict=True):
             seat.outcome = outcome
-            seat.called.set()
+        for seat in group[1:]:  # all but ourselves
+            seat.called.release()
