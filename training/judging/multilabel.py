@@ -73,7 +73,7 @@ def multilabel(called: Bools, truth: Bools, *, any_first: bool) -> Multilabel:
 
 
 def _mean(values: NDArray[np.generic]) -> float | None:
-    return float(np.mean(values, dtype=np.float64)) if values.size else None
+    return float(values.astype(np.float64).mean()) if values.size else None
 
 
 def _macro(above: NDArray[np.int64], below: NDArray[np.int64]) -> float | None:
