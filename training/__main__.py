@@ -28,8 +28,11 @@ from training.cache import DEFAULT_GB, VolumeCache
 from training.dataset import prepare_all
 from training.errors import TrainingError
 from training.export import rewrite
+from training.judging import promotion, waiting
 from training.judging import report as reporting
-from training.judging import waiting
+from training.judging.cohorts import DIMENSIONS
+from training.judging.gate import Gate
+from training.judging.slot import Slot
 from training.judging.waiting import Site
 from training.loop import keep_memory
 from training.recipes import RECIPES
@@ -45,6 +48,8 @@ app = typer.Typer(
 )
 dataset_app = typer.Typer(no_args_is_help=True, help="Frozen data sets of the node's archive.")
 app.add_typer(dataset_app, name="dataset")
+models_app = typer.Typer(no_args_is_help=True, help="Which weights are in use.")
+app.add_typer(models_app, name="models")
 
 FAILED = 1
 DATABASE_VARIABLE = "HEMONODE_DATABASE_URL"
@@ -208,6 +213,58 @@ def freeze(
     sys.stdout.write(f"{path}: {len(frozen['studies'])} studies, SHA-256 {frozen['sha256']}\n")
     for reason, count in sorted(frozen["left_out"].items()):
         sys.stdout.write(f"left out: {count} studies: {reason}\n")
+
+
+@models_app.command()
+def promote(
+    candidate: Annotated[Path, typer.Argument(help="The new model directory.")],
+    slot: Annotated[Path, typer.Argument(help="Where the model in use stands; node.toml names SLOT/current.")],
+    data: DataOption,
+    margin: Annotated[float, typer.Option(min=0, help="How much worse it might be, by the 95 % interval.")] = 0.05,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="How far a group may fall: 0.1, or for one dimension thickness=0.02; repeatable."),
+    ] = None,
+    override: Annotated[str, typer.Option(help="Promote whatever speaks against it, for this reason.")] = "",
+    cache: CacheOption = CACHE,
+    cache_gb: CacheSizeOption = DEFAULT_GB,
+    workers: WorkersOption = 2,
+) -> None:
+    """Put new weights in use where they are better than those in use, on the same fixed test set."""
+    _begin(0)
+    with _bars(quiet=False) as progress:
+        opened = _opener(progress, cache=cache, cache_gb=cache_gb, workers=workers)
+        entry = promotion.promote(
+            candidate, Slot(slot), lambda weights: opened(weights, data), gate=_gate(margin, limit or []),
+            override=override, device=device_of(ALONE),
+        )  # fmt: skip
+    for reason in entry.against:
+        sys.stdout.write(f"overridden: {reason}\n")
+    sys.stdout.write(f"{slot / 'current'}: {entry.model}, before {entry.previous or 'nothing'}\n")
+
+
+@models_app.command()
+def rollback(slot: Annotated[Path, typer.Argument(help="Where the model in use stands.")]) -> None:
+    """Put the weights that were in use before back in use."""
+    entry = Slot(slot).rollback()
+    sys.stdout.write(f"{slot / 'current'}: {entry.model}, before {entry.previous}\n")
+
+
+def _gate(margin: float, limits: Sequence[str]) -> Gate:
+    whole, named = Gate(margin=margin).limit, {}
+    for text in limits:
+        name, equals, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise TrainingError(f"--limit {text!r}: expected 0.1 or thickness=0.02") from None
+        if name not in (*DIMENSIONS, "subtype", "volume", *([] if equals else [""])):
+            raise TrainingError(f"--limit: no {name!r}; there are subtype, volume, {', '.join(DIMENSIONS)}")
+        if name:
+            named[name] = number
+        else:
+            whole = number
+    return Gate(margin=margin, limit=whole, limits=named)
 
 
 def _begin(threads: int) -> None:

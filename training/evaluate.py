@@ -99,7 +99,7 @@ class Studies:
 
     def of(self, patients: set[str]) -> Studies:
         """Those of these patients."""
-        return replace(self, scans=[scan for scan in self.scans if scan.facts.patient in patients])
+        return replace(self, scans=heads.of(self.scans, sorted(patients)))
 
     @property
     def patients(self) -> set[str]:
