@@ -31,9 +31,10 @@ format: $(VENV)/.installed ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed ## last slice → flag, with and without early encoding, and kill -9 under load
+bench: $(VENV)/.installed ## last slice → flag, kill -9 under load, receivers side by side
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.kill
+	$(BIN)/python -m benchmarks.receive
 
 peers: ## install the programs the tests talk to (Debian, Ubuntu; asks for root)
 	@command -v apt-get >/dev/null || { echo 'make peers knows apt-get only; install by hand: $(PEERS) $(DCMJS)'; exit 1; }

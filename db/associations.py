@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,18 @@ def close_lost(tx: sa.Connection, *, receiver: str) -> int:
     """Every association that a dead `receiver` left open stands as lost; returns how many."""
     query = associations.update().where(associations.c.receiver == receiver, associations.c.ended_at.is_(None))
     return int(tx.execute(query.values(ended_at=now(), outcome=LOST)).rowcount)
+
+
+def callers_of(tx: sa.Connection, *, receivers: Sequence[str]) -> tuple[str, ...]:
+    """The calling AE title of every association that is open at one of these receivers.
+
+    Until the transaction ends no other receiver gets this answer, so that two do not both find the last place free.
+    """
+    if tx.dialect.name == "postgresql":  # SQLite has one writer at a time
+        tx.execute(sa.text("SELECT pg_advisory_xact_lock(7236411)"))
+    query = sa.select(associations.c.calling_ae)
+    query = query.where(associations.c.receiver.in_(receivers), associations.c.ended_at.is_(None))
+    return tuple(tx.execute(query).scalars())
 
 
 def of_study(tx: sa.Connection, study_uid: str) -> tuple[Association, ...]:

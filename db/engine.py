@@ -13,6 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql, sqlite
 
 from db.errors import SchemaMismatch
 
@@ -92,6 +93,11 @@ class Database:
                 raise SchemaMismatch(f"the database has schema {found}, which this version of Hemonode does not know")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def insert_into(tx: sa.Connection, table: sa.Table) -> Any:
+    """An INSERT of the dialect in use, which knows ON CONFLICT."""
+    return (postgresql if tx.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 def _alembic(url: str) -> Config:

@@ -10,7 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from db import audit
+from db import audit, catalog
+from db.engine import insert_into
 from db.schema import Utc, instances, now, set_aside, studies
 from db.states import SetAsideKind, StudyState
 
@@ -95,9 +96,10 @@ def add_all(tx: sa.Connection, news: Sequence[NewInstance]) -> tuple[Instance | 
     firsts = {new.sop_instance_uid: new for new in reversed(news)}
     # In the order of their UIDs: two receivers that add the same instances then wait for each other in one order.
     rows = [_row(firsts[uid]) for uid in sorted(firsts)]
-    added = set(tx.execute(_ADD[tx.dialect.name], rows).scalars())
+    added = {row.sop_instance_uid: row.seq for row in tx.execute(_ADD[tx.dialect.name], rows)}
     if added:
         _received(tx, [firsts[uid] for uid in sorted(added)])
+        catalog.enter_series(tx, [_series(firsts[uid], added[uid]) for uid in sorted(added, key=added.__getitem__)])
     outcomes: list[Instance | None] = []
     for new in news:
         is_added = new.sop_instance_uid in added and firsts[new.sop_instance_uid] is new
@@ -108,7 +110,7 @@ def add_all(tx: sa.Connection, news: Sequence[NewInstance]) -> tuple[Instance | 
 _ADD = {
     name: insert(instances)
     .on_conflict_do_nothing(index_elements=["sop_instance_uid"])
-    .returning(instances.c.sop_instance_uid)
+    .returning(instances.c.sop_instance_uid, instances.c.seq)
     for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
 }
 """Made once: making a statement takes longer than running it."""
@@ -129,6 +131,11 @@ def _row(new: NewInstance) -> dict[str, Any]:
     return {name: getattr(new, name) for name in _COLUMNS}
 
 
+def _series(new: NewInstance, seq: int) -> catalog.NewSeries:
+    modality = new.facts.get("modality")
+    return catalog.NewSeries(series_uid=new.series_uid, study_uid=new.study_uid, modality=modality, first_seq=seq)
+
+
 def _received(tx: sa.Connection, news: Sequence[NewInstance]) -> None:
     """Their studies were last received from when the last of them came; a study that is new stands as received from."""
     at = max(new.received_at for new in news)
@@ -144,7 +151,7 @@ def _touch(tx: sa.Connection, study_uids: Collection[str], at: dt.datetime) -> s
 
 
 def _begun(tx: sa.Connection, new: NewInstance) -> bool:
-    insert = _insert(tx)(studies).values(
+    insert = insert_into(tx, studies).values(
         study_uid=new.study_uid,
         state=StudyState.RECEIVING,
         revision=1,
@@ -156,12 +163,9 @@ def _begun(tx: sa.Connection, new: NewInstance) -> bool:
     insert = insert.on_conflict_do_nothing(index_elements=["study_uid"]).returning(studies.c.study_uid)
     if tx.execute(insert).first() is None:
         return False
+    catalog.enter_study(tx, study_uid=new.study_uid, header=new.header)
     audit.record(tx, "first_instance", study_uid=new.study_uid, calling_ae=new.calling_ae)
     return True
-
-
-def _insert(tx: sa.Connection) -> Any:
-    return postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
 
 
 def find(tx: sa.Connection, sop_instance_uid: str) -> Instance | None:

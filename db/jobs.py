@@ -32,11 +32,14 @@ class Job:
     ended_at: dt.datetime | None
 
 
-def claim(tx: sa.Connection, *, owner: str, lease: dt.timedelta) -> Job | None:
-    """The oldest waiting job is `owner`'s until the lease ends; None when nothing waits."""
+def claim(tx: sa.Connection, *, owner: str, lease: dt.timedelta, untried: bool = False) -> Job | None:
+    """The oldest waiting job is `owner`'s until the lease ends; None when nothing waits.
+
+    With `untried` only a job that nobody has claimed before.
+    """
     waiting = (
         sa.select(jobs.c.id)
-        .where(jobs.c.state == JobState.TODO)
+        .where(jobs.c.state == JobState.TODO, *([jobs.c.attempts == 0] if untried else []))
         .order_by(jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -56,9 +59,15 @@ def claim(tx: sa.Connection, *, owner: str, lease: dt.timedelta) -> Job | None:
     return job
 
 
-def any_todo(tx: sa.Connection) -> bool:
-    """Whether `claim` would find something; takes no write lock."""
-    return tx.execute(sa.select(jobs.c.id).where(jobs.c.state == JobState.TODO).limit(1)).first() is not None
+def count_todo(tx: sa.Connection) -> int:
+    """How many jobs wait."""
+    return int(tx.execute(sa.select(sa.func.count()).where(jobs.c.state == JobState.TODO)).scalar_one())
+
+
+def give_back(tx: sa.Connection, job: Job) -> None:
+    """The job, which was claimed and not begun, waits as before. Raises ``LeaseLost`` when somebody else holds it."""
+    _change_mine(tx, job, state=JobState.TODO, owner=None, lease_until=None, started_at=None, attempts=job.attempts - 1)
+    audit.record(tx, "job_given_back", study_uid=job.study_uid, revision=job.revision, worker=job.owner)
 
 
 def extend(tx: sa.Connection, job: Job, *, lease: dt.timedelta) -> None:

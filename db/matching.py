@@ -81,9 +81,12 @@ def _text(wanted: str, found: str) -> bool:
 
 
 def _person_name(wanted: Any, found: Any) -> bool:
-    groups = [*_groups(found), "=".join(_groups(found))]
-    asked = "=".join(_groups(wanted))
-    return any(_text(asked, group) for group in groups)
+    asked, held = _groups(wanted), _groups(found)
+    if len(asked) == 1:
+        return any(_text(asked[0], group) for group in held)
+    # Several groups are asked for: each against its own, an empty one matching any (PS3.5 6.2.1.1).
+    held += [""] * (len(asked) - len(held))
+    return all(_text(group, own) for group, own in zip(asked, held, strict=False) if group)
 
 
 def _groups(name: Any) -> list[str]:
@@ -94,29 +97,29 @@ def _groups(name: Any) -> list[str]:
 
 
 def _when(vr: str, wanted: str, found: str) -> bool:
-    bounds = _range(vr, wanted.strip())
-    moment = _bounds(vr, found.strip())
-    if bounds is None or moment is None:
+    asked, moment = span(vr, wanted.strip()), bounds(vr, found.strip())
+    if asked is None or moment is None:
         return False
-    low, high = bounds
+    low, high = asked
     return (low is None or low <= moment[0]) and (high is None or moment[0] <= high)
 
 
-def _range(vr: str, text: str) -> tuple[Any, Any] | None:
+def span(vr: str, text: str) -> tuple[Any, Any] | None:
     """The first and last moment that `text` means, None for an open end; None altogether where it means nothing."""
-    one = _bounds(vr, text)
+    one = bounds(vr, text)
     if one is not None:
         return one
     # A hyphen before four digits up to 1400 is an offset from UTC, not the year of an upper bound (PS3.5 table 6.2-1).
     for cut in (i for i, letter in enumerate(text) if letter == "-"):
         low, high = text[:cut].strip(), text[cut + 1 :].strip()
-        first, last = _bounds(vr, low), _bounds(vr, high)
+        first, last = bounds(vr, low), bounds(vr, high)
         if (low or high) and (first or not low) and (last or not high):
             return (first[0] if first else None), (last[1] if last else None)
     return None
 
 
-def _bounds(vr: str, text: str) -> tuple[Any, Any] | None:
+def bounds(vr: str, text: str) -> tuple[Any, Any] | None:
+    """The earliest and latest moment that one value of VR DA, TM or DT may mean, comparable with each other."""
     if vr == "DT":
         return _moments(text)
     if vr == "DA":
@@ -181,8 +184,8 @@ def _are_ranges(keys: Attributes, pair: tuple[str, str]) -> bool:
 
 def _moment(keys: Attributes, held: Attributes, pair: tuple[str, str]) -> bool:
     date, time = ("".join(str(value) for value in values(held, tag)[:1]) for tag in pair)
-    dates, times = (_range(vr, str(values(keys, tag)[0]).strip()) for vr, tag in zip(("DA", "TM"), pair, strict=True))
-    day, clock = _bounds("DA", date), _bounds("TM", time or "000000")
+    dates, times = (span(vr, str(values(keys, tag)[0]).strip()) for vr, tag in zip(("DA", "TM"), pair, strict=True))
+    day, clock = bounds("DA", date), bounds("TM", time or "000000")
     if dates is None or times is None or day is None or clock is None:
         return False
     low = dates[0] and dates[0] + (times[0] or "")

@@ -17,6 +17,8 @@ metadata = sa.MetaData(
 
 UID = sa.String(64)
 AE = sa.String(16)
+Code = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
+"""Text that is compared by its bytes on every database, so that an index serves "begins with" as well."""
 BigKey = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -247,6 +249,47 @@ parts = sa.Table(
     sa.Column("started_at", Utc, nullable=False),
     sa.Column("beat_at", Utc, nullable=False),
     sa.Column("detail", sa.JSON, nullable=False),
+)
+
+catalog_studies = sa.Table(
+    "catalog_studies",
+    metadata,
+    sa.Column("study_uid", UID, primary_key=True),
+    sa.Column("patient_id", Code, nullable=False),
+    sa.Column("patient_name", sa.Text, nullable=False),  # every component group, casefolded
+    sa.Column("accession_number", Code, nullable=False),
+    sa.Column("study_id", Code, nullable=False),
+    sa.Column("study_date", sa.String(8)),  # None where the header has none, or none that can be compared
+    sa.Index("ix_catalog_studies_patient_id", "patient_id"),
+    sa.Index("ix_catalog_studies_accession_number", "accession_number"),
+    sa.Index("ix_catalog_studies_study_date", "study_date"),
+)
+
+catalog_series = sa.Table(
+    "catalog_series",
+    metadata,
+    sa.Column("series_uid", UID, primary_key=True),
+    sa.Column("study_uid", UID, primary_key=True),
+    sa.Column("modality", sa.String(16), nullable=False),
+    sa.Column("first_seq", BigKey, nullable=False),  # the instance whose header describes the series
+    sa.Index("ix_catalog_series_study_uid", "study_uid"),
+)
+
+fetches = sa.Table(
+    "fetches",
+    metadata,
+    sa.Column("series_uid", UID, primary_key=True),
+    sa.Column("source", sa.String(48), primary_key=True),
+    sa.Column("study_uid", UID, nullable=False),
+    sa.Column("source_ae", AE, nullable=False),
+    sa.Column("prior", sa.Boolean, nullable=False),  # archived, not analysed
+    sa.Column("announced", sa.Integer, nullable=False),
+    sa.Column("received", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("changed_at", Utc, nullable=False),
+    sa.Index("ix_fetches_study_uid", "study_uid"),
 )
 
 commitment_requests = sa.Table(

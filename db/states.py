@@ -4,13 +4,17 @@ from enum import StrEnum
 
 
 class StudyState(StrEnum):
-    """receiving → complete → reported | not_analysed | failed; a late slice leads back to receiving."""
+    """receiving → complete → reported | not_analysed | failed; a late slice leads back to receiving.
+
+    archived: fetched from another archive, kept and not analysed; a slice from anybody else leads to receiving.
+    """
 
     RECEIVING = "receiving"
     COMPLETE = "complete"
     REPORTED = "reported"
     NOT_ANALYSED = "not_analysed"
     FAILED = "failed"
+    ARCHIVED = "archived"
 
 
 class JobState(StrEnum):
@@ -50,12 +54,13 @@ class Priority(StrEnum):
 
 
 class DeliveryKind(StrEnum):
-    """What is delivered: the priority flag, the Structured Report, the request to commit to it, what is available."""
+    """What is delivered: flag, Structured Report, the request to commit to it, what is available; for research, SEG."""
 
     FLAG = "flag"
     SR = "sr"
     COMMITMENT = "commitment"
     AVAILABILITY = "availability"
+    SEG = "seg"
 
 
 class SetAsideKind(StrEnum):
@@ -64,6 +69,15 @@ class SetAsideKind(StrEnum):
     CONFLICT = "conflict"
     UNREADABLE = "unreadable"
     MISMATCH = "mismatch"
+
+
+class FetchState(StrEnum):
+    """due → done | short (fewer came than were announced) | failed; a later run leads back to due."""
+
+    DUE = "due"
+    DONE = "done"
+    SHORT = "short"
+    FAILED = "failed"
 
 
 class CommitmentState(StrEnum):

@@ -10,11 +10,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from db import audit, instances
-from db.schema import deliveries, jobs, now, studies
+from db.schema import deliveries, fetches, jobs, now, studies
 from db.schema import instances as rows
 from db.states import DeliveryState, JobState, StudyState
 
 ENDED = (StudyState.REPORTED, StudyState.NOT_ANALYSED, StudyState.FAILED)
+CLOSED = (*ENDED, StudyState.ARCHIVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class Study:
 class Pending:
     """A study that is being received, or that has instances no verdict has counted.
 
-    Those are `uncounted` in number, from `first_seq` to `last_seq`; both are 0 where there are none.
+    Those are `uncounted` in number, from `first_seq` to `last_seq`; both are 0 where there are none. `prior` when the
+    study was to be fetched and kept unread, see `db.fetches`.
     """
 
     study_uid: str
@@ -48,6 +50,7 @@ class Pending:
     uncounted: int
     first_seq: int
     last_seq: int
+    prior: bool = False
 
 
 def find(tx: sa.Connection, study_uid: str) -> Study | None:
@@ -86,6 +89,7 @@ def pending(tx: sa.Connection) -> tuple[Pending, ...]:
             sa.func.coalesce(uncounted.c.count, 0).label("uncounted"),
             sa.func.coalesce(uncounted.c.first, 0).label("first_seq"),
             sa.func.coalesce(uncounted.c.last, 0).label("last_seq"),
+            sa.exists().where(fetches.c.study_uid == studies.c.study_uid, fetches.c.prior).label("prior"),
         )
         .outerjoin(uncounted, uncounted.c.study_uid == studies.c.study_uid)
         .where(studies.c.study_uid.in_(which))
@@ -130,7 +134,7 @@ def pronounce(
     bool
         False, with nothing written, when the study is not being received or another slice came in meanwhile.
     """
-    study = _locked(tx, study_uid)
+    study = lock(tx, study_uid)
     if study is None or study.state is not StudyState.RECEIVING or not _are_uncounted(tx, study_uid, seen):
         return False
     instances.consider(tx, study_uid=study_uid, revision=study.revision)
@@ -153,7 +157,7 @@ def recall(tx: sa.Connection, study_uid: str, *, reason: str) -> bool:
 
     Returns False, with nothing written, when a worker holds the job already or it is done.
     """
-    study = _locked(tx, study_uid)
+    study = lock(tx, study_uid)
     if study is None or study.state is not StudyState.COMPLETE:
         return False
     todo = jobs.delete().where(
@@ -169,15 +173,30 @@ def recall(tx: sa.Connection, study_uid: str, *, reason: str) -> bool:
 def reopen(tx: sa.Connection, study_uid: str, *, reason: str) -> int | None:
     """A slice came after the result, or somebody asked for it: received again as the next revision, which is returned.
 
-    Returns None, with nothing written, unless the study had ended.
+    Returns None, with nothing written, unless the study had ended or was archived.
     """
-    study = _locked(tx, study_uid)
-    if study is None or study.state not in ENDED:
+    study = lock(tx, study_uid)
+    if study is None or study.state not in CLOSED:
         return None
     revision = study.revision + 1
     _change(tx, study_uid, state=StudyState.RECEIVING, revision=revision)
     audit.record(tx, "revision_opened", study_uid=study_uid, revision=revision, reason=reason)
     return revision
+
+
+def archive(tx: sa.Connection, study_uid: str, *, reason: str) -> bool:
+    """What came of the study so far is kept, and not analysed.
+
+    Returns False, with nothing written, where a verdict was pronounced.
+    """
+    study = lock(tx, study_uid)
+    if study is None or study.state not in (StudyState.RECEIVING, StudyState.ARCHIVED):
+        return False
+    instances.consider(tx, study_uid=study_uid, revision=study.revision)
+    if study.state is not StudyState.ARCHIVED:
+        _change(tx, study_uid, state=StudyState.ARCHIVED)
+        audit.record(tx, "archived", study_uid=study_uid, revision=study.revision, reason=reason)
+    return True
 
 
 def supersede_due(tx: sa.Connection, *, study_uid: str, before_revision: int) -> int:
@@ -204,7 +223,7 @@ def note_late(tx: sa.Connection, *, study_uid: str, seen: Sequence[str], reason:
     bool
         False, with nothing written, when the study is open or another instance came in meanwhile.
     """
-    study = _locked(tx, study_uid)
+    study = lock(tx, study_uid)
     if study is None or study.state not in ENDED or not _are_uncounted(tx, study_uid, seen):
         return False
     instances.consider(tx, study_uid=study_uid, revision=study.revision)
@@ -218,7 +237,8 @@ def end(tx: sa.Connection, *, study_uid: str, revision: int, state: StudyState) 
     tx.execute(query.values(state=state))
 
 
-def _locked(tx: sa.Connection, study_uid: str) -> Study | None:
+def lock(tx: sa.Connection, study_uid: str) -> Study | None:
+    """The study, which nobody else changes until the transaction ends; or None."""
     query = sa.select(studies).where(studies.c.study_uid == study_uid).with_for_update()
     row = tx.execute(query).mappings().first()
     return _study(row) if row else None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from inference.card import ModelError
+
+CGROUP = Path("/sys/fs/cgroup")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 class DeviceMissing(ModelError):
@@ -76,6 +82,32 @@ def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 itself. One that emulates it is slower with it than without."""
     has = torch.cpu.get_capabilities()
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def usable_threads(cgroup: Path = CGROUP, topology: Path = TOPOLOGY) -> int:
+    """As many threads as this process may have cores: those of its affinity, each once, within its cgroup's quota.
+
+    Two threads on one core share its multipliers; more threads than the quota allows are stopped all together.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_siblings(topology / f"cpu{cpu}" / "topology" / "thread_siblings_list", cpu) for cpu in allowed}
+    return max(1, min(len(cores), _quota(cgroup / "cpu.max") or len(cores)))
+
+
+def _siblings(path: Path, cpu: int) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota(path: Path) -> int | None:
+    """Whole CPUs that a cgroup (version 2) may use in each period; None without a limit."""
+    try:
+        quota, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else math.ceil(int(quota) / int(period))
 
 
 def keep_freed_memory() -> bool:

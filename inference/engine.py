@@ -15,16 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference import reading
+from inference.backends import BackendFailed, accelerated, chosen
 from inference.card import ModelCard, ModelError, load, load_watch
-from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors
+from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors, usable_threads
 from inference.models import ScanModel, build
 from inference.novelty import Watch
 from inference.place import ScanSlice, SlicePlace
 from inference.preprocess import brain_fraction, prepare
 from inference.result import ModelReading
 
-CHUNK = 8
-"""Slices encoded together: enough to keep a processor busy, few enough for its caches."""
+CHUNK = {"cpu": 8, "cuda": 64}
+"""Slices encoded together, by kind of device: enough to keep it busy, on a CPU few enough for its caches."""
+
+STRETCH = 4
+"""Chunks of slices decided together where that is costly: their neighbours are then a small part of the work."""
+
+NAMED = ("compile", "openvino")
+"""Backends that a reading names beside its device; torch as it is goes without saying."""
 
 T = TypeVar("T")
 
@@ -47,10 +54,8 @@ class NotFinite(ModelError):
 
 
 def encode_images(network: ScanModel, images: Tensor, processor: Processor) -> Tensor:
-    """`ScanModel.encode` in the processor's precision."""
-    kind = torch.device(processor.device).type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=processor.bf16):
-        return network.encode(images)
+    """`ScanModel.encode`; the network's backend has seen to the processor's precision."""
+    return network.encode(images)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,8 +103,10 @@ class Engine:
         Read in this order.
     ladder : sequence of Processor
         The one to run on, then those to fall back on.
-    chunk : int
-        Slices encoded together.
+    chunk : int, optional
+        Slices encoded together; None takes what suits the processor.
+    backend : str
+        What runs the networks: one of `inference.backends.BACKENDS`.
     encode : callable
         How a network encodes images on a processor.
     """
@@ -109,15 +116,18 @@ class Engine:
         models: Sequence[LoadedModel],
         *,
         ladder: Sequence[Processor],
-        chunk: int = CHUNK,
+        chunk: int | None = None,
+        backend: str = "torch",
         encode: Encode = encode_images,
     ) -> None:
         self._models = tuple(models)
         self._ladder = list(ladder)
-        self._chunk = chunk
+        self._chunk = chunk or CHUNK[torch.device(self.processor.device).type]
+        self._backend = backend
         self._encode_images = encode
         self._conditions: list[str] = []
-        self._networks = self._networks_on(self.processor)
+        self._eager: set[str] = set()
+        self._move()
 
     @classmethod
     def load(
@@ -127,22 +137,23 @@ class Engine:
         device: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
+        backend: str = "torch",
     ) -> Self:
         """An engine with the models in these directories, by name; `device` and `precision` as for `processors`.
 
-        `threads` sets the number of CPU threads of this whole process; None leaves torch's choice.
+        `threads` sets the number of CPU threads of this whole process; None takes every core it may use.
 
-        Raises ``ModelError``: a missing or wrong model (see `inference.card.load`), or a device that is not there.
+        Raises ``ModelError``: a missing or wrong model (see `inference.card.load`), or a device or backend that is not
+        there.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or usable_threads())
         ladder = processors(device, precision=precision)
         loaded = []
         for name, directory in models.items():
             card, state = load(directory)
             loaded.append(LoadedModel(name=name, card=card, state=state, watch=load_watch(directory, card)))
-        return cls(loaded, ladder=ladder, chunk=chunk)
+        return cls(loaded, ladder=ladder, chunk=chunk, backend=backend)
 
     @property
     def processor(self) -> Processor:
@@ -158,6 +169,11 @@ class Engine:
     def conditions(self) -> tuple[str, ...]:
         """What is no longer as configured, one sentence each: a smaller batch, another device."""
         return tuple(self._conditions)
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """What runs each model's network now, by name: "torch", "compile" or "openvino"."""
+        return {model.name: self._backend_of(model) for model in self._models}
 
     @property
     def cards(self) -> dict[str, ModelCard]:
@@ -183,7 +199,7 @@ class Engine:
         Raises ``DeviceLost`` when the last processor failed.
         """
         rows = {model.name: [self._no_rows(model)] for model in self._models}
-        waiting = list(slices)
+        waiting = list(slices) if rows else []
         while waiting:
             encoded = self._retreating(partial(self._encode_first, waiting))
             for name, descriptors in encoded.items():
@@ -203,8 +219,39 @@ class Engine:
         ordered = [places[i] for i in order]
         return tuple(self._read(model, descriptors[model.name][order], ordered) for model in self._models)
 
-    def _networks_on(self, processor: Processor) -> dict[str, ScanModel]:
-        return {model.name: model.on(processor) for model in self._models}
+    def _move(self) -> None:
+        """The networks are on the processor, and their twins run with the backend on batches of at most a chunk."""
+        self._networks = {model.name: model.on(self.processor) for model in self._models}
+        self._running = {model.name: self._accelerated(model) for model in self._models}
+
+    def _accelerated(self, model: LoadedModel) -> ScanModel:
+        try:
+            return self._accelerated_with(self._backend_of(model), model)
+        except BackendFailed as error:
+            return self._without_backend(model, error)
+
+    def _accelerated_with(self, backend: str, model: LoadedModel) -> ScanModel:
+        network = self._networks[model.name]
+        return accelerated(network, backend=backend, processor=self.processor, batch=self._chunk)
+
+    def _backend_of(self, model: LoadedModel) -> str:
+        if model.name in self._eager:
+            return "eager"
+        return chosen(self._backend, family=model.card.family, processor=self.processor)
+
+    def _run(self, model: LoadedModel, work: Callable[[ScanModel], T]) -> T:
+        """What `work` gives with the model's network, as it runs now or, where its backend fails, without backend."""
+        try:
+            return work(self._running[model.name])
+        except BackendFailed as error:
+            self._running[model.name] = self._without_backend(model, error)
+            return work(self._running[model.name])
+
+    def _without_backend(self, model: LoadedModel, error: BackendFailed) -> ScanModel:
+        """The network run by torch alone, which every reading from now on says."""
+        self._conditions.append(f"{model.name}: {error}; running with torch as it is instead")
+        self._eager.add(model.name)
+        return self._accelerated_with("eager", model)
 
     def _no_rows(self, model: LoadedModel) -> Rows:
         network = self._networks[model.name]
@@ -224,18 +271,25 @@ class Engine:
 
     def _encode(self, hu: Sequence[NDArray[np.int16]], spacing: Sequence[tuple[float, float]]) -> dict[str, Rows]:
         """One batch through every network. The pixels travel to the device once, as they are."""
-        pixels = torch.from_numpy(np.stack(hu)).to(self.processor.device)
+        pixels = self._on_device(torch.from_numpy(np.stack(hu)))
         encoded: dict[str, Rows] = {}
         with torch.inference_mode():
             for model in self._models:
                 images = prepare(pixels, pixel_spacing=spacing, preprocessing=model.card.preprocessing)
-                images = images.contiguous(memory_format=torch.channels_last)
-                network = self._networks[model.name]
-                descriptors = self._encode_images(network, images, self.processor).to(network.descriptor_type)
+                descriptors = self._run(model, partial(self._descriptors, images=images))
                 if limit := model.card.preprocessing.blank_below:
                     descriptors = torch.cat((descriptors, (brain_fraction(pixels) >= limit)[:, None]), 1)
                 encoded[model.name] = descriptors.cpu().numpy()
         return encoded
+
+    def _on_device(self, pixels: Tensor) -> Tensor:
+        """From memory that the kernel cannot move, a GPU fetches the pixels itself while the next ones are decoded."""
+        if torch.device(self.processor.device).type == "cuda":
+            return pixels.pin_memory().to(self.processor.device, non_blocking=True)
+        return pixels
+
+    def _descriptors(self, network: ScanModel, images: Tensor) -> Tensor:
+        return self._encode_images(network, images, self.processor).to(network.descriptor_type)
 
     def _scores(self, model: LoadedModel, descriptors: Rows) -> NDArray[np.float64]:
         """Scores (s, labels) in positional order, 0 for blank slices; or (1, labels) of the scan as a whole."""
@@ -255,22 +309,23 @@ class Engine:
         return model.card.calibration.slice_scores(logits, labels=model.card.labels)
 
     def _logits(self, model: LoadedModel, descriptors: Rows) -> NDArray[np.float32]:
-        """Logits (s, labels) or (1, labels); in full precision where the second part of the network is cheap."""
-        network = self._networks[model.name]
-        kind = torch.device(self.processor.device).type
-        reduced = self.processor.bf16 and network.costly_decide
-        with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=reduced):
-            if network.costly_decide and network.context is not None:
-                return self._logits_by_stretches(network, descriptors, network.context)
-            return self._logits_of(network, descriptors)
+        """Logits (s, labels) or (1, labels)."""
+        with torch.inference_mode():
+            return self._run(model, partial(self._logits_by, descriptors=descriptors))
+
+    def _logits_by(self, network: ScanModel, descriptors: Rows) -> NDArray[np.float32]:
+        if network.costly_decide and network.context is not None:
+            return self._logits_by_stretches(network, descriptors, network.context)
+        return self._logits_of(network, descriptors)
 
     def _logits_by_stretches(self, network: ScanModel, descriptors: Rows, context: int) -> NDArray[np.float32]:
-        """As many slices at a time as are encoded together, between the neighbours on which their logits depend."""
+        """A few chunks at a time, between the neighbours on which their logits depend."""
         parts = []
-        for start in range(0, len(descriptors), self._chunk):
+        length = STRETCH * self._chunk
+        for start in range(0, len(descriptors), length):
             first = max(start - context, 0)
-            logits = self._logits_of(network, descriptors[first : start + self._chunk + context])
-            parts.append(logits[start - first :][: self._chunk])
+            logits = self._logits_of(network, descriptors[first : start + length + context])
+            parts.append(logits[start - first :][:length])
         return np.concatenate(parts)
 
     def _logits_of(self, network: ScanModel, descriptors: Rows) -> NDArray[np.float32]:
@@ -294,13 +349,18 @@ class Engine:
         if is_out_of_memory(error) and self._chunk > 1:
             self._chunk //= 2
             self._conditions.append(f"out of memory on {failed}: batch size reduced to {self._chunk}")
+            self._running = {model.name: self._accelerated(model) for model in self._models}
             return
         reason = "out of memory for a single slice" if is_out_of_memory(error) else "device lost"
         if len(self._ladder) == 1:
             raise DeviceLost(f"{failed}: {reason}, and no other device is left: {error}") from error
         self._ladder.pop(0)
-        self._networks = self._networks_on(self.processor)
+        self._move()
         self._conditions.append(f"{failed}: {reason}; running on {self.processor.device} instead")
+
+    def _ran_on(self, model: LoadedModel) -> str:
+        backend = self._backend_of(model)
+        return f"{self.processor.device}, {backend}" if backend in NAMED else self.processor.device
 
     def _read(self, model: LoadedModel, descriptors: Rows, places: Sequence[SlicePlace]) -> ModelReading:
         """One model's reading; descriptors and places in positional order."""
@@ -319,7 +379,7 @@ class Engine:
             findings=said.findings,
             slices=said.slices,
             key_slices=said.key_slices,
-            device=self.processor.device,
+            device=self._ran_on(model),
             precision=self.processor.precision,
             seconds=time.monotonic() - began,
             warnings=self.conditions,

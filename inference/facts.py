@@ -69,6 +69,10 @@ class InstanceFacts(Json):
     pixel_representation: int | None = None
     rescale_slope: float | None = None
     rescale_intercept: float | None = None
+    series_date: str | None = None
+    series_time: str | None = None
+    content_date: str | None = None
+    content_time: str | None = None
 
     @property
     def has_pixels(self) -> bool:
@@ -131,6 +135,10 @@ def facts(dataset: Dataset) -> InstanceFacts:
         pixel_representation=integer(dataset, "PixelRepresentation"),
         rescale_slope=_first_number(sources, "PixelValueTransformationSequence", "RescaleSlope"),
         rescale_intercept=_first_number(sources, "PixelValueTransformationSequence", "RescaleIntercept"),
+        series_date=text(dataset, "SeriesDate"),
+        series_time=text(dataset, "SeriesTime"),
+        content_date=text(dataset, "ContentDate"),
+        content_time=text(dataset, "ContentTime"),
     )
 
 

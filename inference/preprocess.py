@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from inference.image_place import ImagePlace
 from inference.result import Json
 
 BRAIN = (40.0, 80.0)
@@ -83,6 +84,8 @@ class Preprocessing(Json):
         Cuts out the square around the head in each slice, in place of the field of view.
     blank_below : float
         Slices with a smaller fraction of pixels between 0 and 80 HU are not read at all; 0 reads every slice.
+    header : tuple of str
+        In place of windows: the header facts (`inference.metadata.FACTS`) of a model that sees no pixels.
     """
 
     windows: tuple[tuple[float, float], ...]
@@ -94,10 +97,13 @@ class Preprocessing(Json):
     quantiles: tuple[float, ...] = ()
     head_square: bool = False
     blank_below: float = 0.0
+    header: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what cannot be carried out, with ``ValueError``."""
-        if not (self.windows or self.quantiles) or any(width <= 0 for _, width in self.windows):
+        if self.header and (self.windows or self.quantiles):
+            raise ValueError("a model that reads headers has neither windows nor quantiles")
+        if not (self.windows or self.quantiles or self.header) or any(width <= 0 for _, width in self.windows):
             raise ValueError("preprocessing needs at least one window, each of positive width")
         if self.quantiles and (
             self.windows or len(self.quantiles) < 2 or any(not low < high for low, high in pairwise(self.quantiles))
@@ -156,7 +162,7 @@ class Preprocessing(Json):
     @property
     def channels(self) -> int:
         """Channels of the image."""
-        return EQUALISED_CHANNELS if self.quantiles else len(self.windows)
+        return EQUALISED_CHANNELS if self.quantiles else len(self.windows) or len(self.header)
 
 
 def prepare(hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> Tensor:
@@ -171,6 +177,8 @@ def prepare(hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preproc
     """
     if hu.ndim != 3 or len(pixel_spacing) != len(hu):
         raise ValueError(f"{len(pixel_spacing)} pixel spacings for slices of shape {tuple(hu.shape)}")
+    if preprocessing.header:
+        raise ValueError("this model reads headers: there is no image to prepare")
     cuts = _cuts(hu, pixel_spacing, preprocessing)
     if preprocessing.quantiles:
         images = _resample(_equalise(hu, preprocessing.quantiles), cuts, preprocessing.size)
@@ -191,6 +199,19 @@ def resample_masks(
     `masks` has shape (n, c, rows, columns), any numeric type.
     """
     return _resample(masks.float(), _cuts(hu, pixel_spacing, preprocessing), preprocessing.size)
+
+
+def image_places(
+    hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing
+) -> list[ImagePlace]:
+    """Where on each of the slices `hu` the image lies that `prepare` makes of it."""
+    shape = (hu.shape[1], hu.shape[2])
+    cuts = _cuts(hu, pixel_spacing, preprocessing)
+    return [
+        ImagePlace(shape=shape, corner=cut.corner, extent=(preprocessing.size * rows, preprocessing.size * columns))
+        for cut in cuts
+        for rows, columns in (cut.step,)
+    ]
 
 
 def brain_fraction(hu: Tensor) -> Tensor:

@@ -193,13 +193,23 @@ class Novelty(Json):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Volume(Json):
+    """How much a model's masks enclose, in ml: an estimate, and what a stricter and a laxer outline enclose."""
+
+    ml: float
+    low_ml: float
+    high_ml: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelReading(Json):
     """One model's reading of one scan.
 
     `name` is the section of node.toml it came from; `digest` is the SHA-256 (hex) of the weights file.
     `rule` is the scan rule in words. `key_slices` lists at most five SOP Instance UIDs, most suspicious first; empty
     when nothing was found. `warnings` are sentences (unlike the scans of training, retreat to CPU, smaller batch, …).
-    `novelty` is None where the model came without a guard.
+    `novelty` is None where the model came without a guard. `volume` is known only where the model draws masks and was
+    asked for them.
     """
 
     name: str
@@ -216,6 +226,7 @@ class ModelReading(Json):
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     novelty: Novelty | None = None
+    volume: Volume | None = None
 
     @property
     def unlike(self) -> bool:

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.combination import Combination, combine
+from inference.decoding import Decoder, Stored
 from inference.engine import Engine
 from inference.errors import UnreadablePixels
-from inference.facts import InstanceFacts
 from inference.headcheck import check_head
+from inference.metadata import HeaderModel
 from inference.novelty import measure
 from inference.place import SlicePlace, place_of
 from inference.reading import watched
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
-from inference.series import Criteria, Plane, Selection, Stack, select
-from inference.volume import Slice, read_slices
+from inference.series import Criteria, Plane, Stack, select
+from inference.volume import Slice
 
 THUMBNAIL_STEP = 4
 """The head check looks at every fourth pixel of every fourth row: enough for fractions and outlines."""
@@ -35,15 +35,6 @@ UNDECODABLE_KEPT = 10_000
 
 MOST_UNREADABLE = 0.2
 """More unreadable slices than this, and the series is not read at all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """One stored instance: its header's facts, its file, and the digest under which its encoding is remembered."""
-
-    facts: InstanceFacts
-    path: Path
-    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,27 +92,41 @@ class StudyReader:
     ----------
     combination : Combination
         Which findings make a study positive.
+    headers : sequence of HeaderModel
+        Models that look at headers only; they read beside the engine.
     """
 
-    def __init__(self, engine: Engine, *, criteria: Criteria, combination: Combination, cache: EncodedCache) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        criteria: Criteria,
+        combination: Combination,
+        cache: EncodedCache,
+        headers: Sequence[HeaderModel] = (),
+    ) -> None:
         self._engine = engine
         self._criteria = criteria
         self._combination = combination
         self._cache = cache
+        self._headers = headers
         self._undecodable: dict[str, None] = {}
+        self._decoder = Decoder(ahead=2 * engine.chunk)
 
     def encode_arrivals(self, instances: Sequence[Stored], *, limit: int) -> int:
         """Up to `limit` instances of a study still arriving that may be read later are encoded; returns how many.
 
         Instances that cannot be decoded are left for `read`, which names them.
         """
-        wanted = {uid for stack in self._arriving(instances).stacks for uid in stack.sop_instance_uids}
-        fresh = [i for i in instances if i.facts.sop_instance_uid in wanted and i.digest not in self._cache]
-        encoded, _ = self._encode([i for i in fresh if i.digest not in self._undecodable][:limit])
+        encoded, _ = self._encode(self.to_encode(instances, arriving=True)[:limit])
         return len(encoded)
 
-    def _arriving(self, instances: Sequence[Stored]) -> Selection:
-        return select([i.facts for i in instances], self._criteria, arriving=True)
+    def to_encode(self, instances: Sequence[Stored], *, arriving: bool = False) -> list[Stored]:
+        """Those of a study's instances that `read` would have to encode first, as far as they can be decoded."""
+        stacks = select([i.facts for i in instances], self._criteria, arriving=arriving).stacks
+        wanted = {uid for stack in stacks for uid in stack.sop_instance_uids}
+        fresh = [i for i in instances if i.facts.sop_instance_uid in wanted and i.digest not in self._cache]
+        return [i for i in fresh if i.digest not in self._undecodable]
 
     def read(
         self,
@@ -130,12 +135,16 @@ class StudyReader:
         revision: int,
         instances: Sequence[Stored],
         completeness: Completeness,
+        following: Sequence[Stored] = (),
         progress: Callable[[int], None] = lambda _: None,
     ) -> StudyResult:
         """The statement on a study: positive, negative, or *not analysed* with its reason.
 
         Parameters
         ----------
+        following : sequence of Stored
+            What will be read next: it is decoded meanwhile, and fills up the last batch. Nothing in it can fail this
+            reading.
         progress : callable
             Called with the number of instances encoded since the last call.
         """
@@ -146,7 +155,7 @@ class StudyReader:
         said: list[str] = []
         for stack in selection.stacks:
             chosen = _choice_of(stack, choices)
-            reading = self._read_stack(stack, by_uid, progress)
+            reading = self._read_stack(stack, by_uid, following, progress)
             if isinstance(reading, _Unfit):
                 choices[choices.index(chosen)] = replace(
                     chosen, chosen=False, code=reading.code, reason=f"Not read: {reading.reason}."
@@ -176,13 +185,17 @@ class StudyReader:
         )
 
     def _read_stack(
-        self, stack: Stack, by_uid: Mapping[str, Stored], progress: Callable[[int], None]
+        self,
+        stack: Stack,
+        by_uid: Mapping[str, Stored],
+        following: Sequence[Stored],
+        progress: Callable[[int], None],
     ) -> _StackReading | _Unfit:
         started = time.perf_counter()
         wanted = {uid: by_uid[uid] for uid in stack.sop_instance_uids}
         # Held here as well as in the cache: a large study must not lose its own slices to the cache's limit.
         held = {uid: known for uid, i in wanted.items() if (known := self._cache.get(i.digest)) is not None}
-        fresh, unreadable = self._encode([i for uid, i in wanted.items() if uid not in held], progress)
+        fresh, unreadable = self._encode([i for uid, i in wanted.items() if uid not in held], following, progress)
         slices = _in_order(stack.in_order, held | fresh)
         encoded_ms = (time.perf_counter() - started) * 1000
         if len(slices) < (1 - MOST_UNREADABLE) * len(stack.in_order):
@@ -194,9 +207,12 @@ class StudyReader:
         descriptors = {
             name: np.stack([encoded.descriptors[name] for encoded in slices]) for name in slices[0].descriptors
         }
-        readings = self._engine.decide(descriptors, [encoded.place for encoded in slices])
+        places = [encoded.place for encoded in slices]
+        planes = {(plane.facts.sop_instance_uid, plane.frame): plane for plane in stack.in_order}
         measures = measure([encoded.thumbnail for encoded in slices], head)
+        readings = self._engine.decide(descriptors, places)
         readings = tuple(self._watched(reading, descriptors[reading.name], measures) for reading in readings)
+        readings += tuple(model.read(planes, places) for model in self._headers)
         return _StackReading(
             readings=readings,
             unreadable=tuple(unreadable),
@@ -212,28 +228,45 @@ class StudyReader:
         return watched(reading, watch.judge(measures, descriptors, blank_marked=marked))
 
     def _encode(
-        self, instances: Sequence[Stored], progress: Callable[[int], None] = lambda _: None
+        self,
+        instances: Sequence[Stored],
+        following: Sequence[Stored] = (),
+        progress: Callable[[int], None] = lambda _: None,
     ) -> tuple[dict[str, tuple[EncodedSlice, ...]], list[str]]:
         """The encoded slices by SOP Instance UID, also in the cache; and a sentence for each that could not be decoded.
 
-        Memory stays bounded: pixels of one batch are held at a time, whatever the number of instances.
+        Memory stays bounded: the pixels of one batch are held at a time, and as many decoded ahead, whatever the number
+        of instances.
         """
         encoded: dict[str, tuple[EncodedSlice, ...]] = {}
         unreadable: list[str] = []
-        batch: list[tuple[Stored, tuple[Slice, ...]]] = []
-        for instance in instances:
-            try:
-                batch.append((instance, read_slices(instance.path)))
-            except UnreadablePixels as error:
-                unreadable.append(f"image {instance.facts.instance_number} cannot be decoded: {error}")
-                self._remember_undecodable(instance.digest)
-            if sum(len(slices) for _, slices in batch) >= self._engine.chunk:
+        batch = _Batch()
+        waiting, left = deque([*instances, *(i for i in following if i.frames == 1)]), len(instances)
+        while left > 0 or (batch.slices and waiting):
+            self._decoder.begin(waiting)
+            instance = waiting.popleft()
+            left -= 1
+            if left < 0:
+                self._invite(instance, batch)
+            else:
+                try:
+                    batch.own.append((instance, self._decoder.slices(instance)))
+                except UnreadablePixels as error:
+                    unreadable.append(f"image {instance.facts.instance_number} cannot be decoded: {error}")
+                    self._remember_undecodable(instance.digest)
+            if batch.slices >= self._engine.chunk or (batch.slices and left <= 0 and not waiting):
                 encoded |= self._encode_batch(batch)
-                progress(len(batch))
-                batch = []
-        encoded |= self._encode_batch(batch)
-        progress(len(batch))
+                progress(len(batch.own))
+                batch = _Batch()
+        self._decoder.begin(waiting)
         return encoded, unreadable
+
+    def _invite(self, instance: Stored, batch: _Batch) -> None:
+        """A slice of a later study joins the batch; one that cannot is left for its own study to speak of."""
+        try:
+            batch.guests.append((instance, self._decoder.slices(instance)))
+        except Exception:  # noqa: BLE001 another study's trouble, which its own reading meets again and names
+            self._remember_undecodable(instance.digest)
 
     def _remember_undecodable(self, digest: str) -> None:
         """So that it is not tried again with every look at the arrivals."""
@@ -241,19 +274,41 @@ class StudyReader:
         if len(self._undecodable) > UNDECODABLE_KEPT:
             del self._undecodable[next(iter(self._undecodable))]
 
-    def _encode_batch(self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]]) -> dict[str, tuple[EncodedSlice, ...]]:
-        flat = [piece for _, slices in batch for piece in slices]
-        if not flat:
-            return {}
-        descriptors = self._engine.encode(flat)
+    def _encode_batch(self, batch: _Batch) -> dict[str, tuple[EncodedSlice, ...]]:
+        """The encoded slices of the batch's own instances; those of guests are in the cache."""
+        try:
+            encoded = self._encoded_together([*batch.own, *batch.guests])
+        except Exception:
+            if not batch.guests:
+                raise
+            encoded = self._encoded_together(batch.own)
+        return {instance.facts.sop_instance_uid: encoded[instance.digest] for instance, _ in batch.own}
+
+    def _encoded_together(
+        self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]]
+    ) -> dict[str, tuple[EncodedSlice, ...]]:
+        """By digest."""
+        descriptors = self._engine.encode([piece for _, slices in batch for piece in slices])
         row = itertools.count()
         done = {}
         for instance, slices in batch:
             numbered = [(piece, next(row)) for piece in slices]
             encoded = tuple(_encoded(piece, {n: d[i].copy() for n, d in descriptors.items()}) for piece, i in numbered)
             self._cache.put(instance.digest, encoded)
-            done[instance.facts.sop_instance_uid] = encoded
+            done[instance.digest] = encoded
         return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Decoded instances to be encoded together: a study's own, and those of later studies that fill it up."""
+
+    own: list[tuple[Stored, tuple[Slice, ...]]] = field(default_factory=list)
+    guests: list[tuple[Stored, tuple[Slice, ...]]] = field(default_factory=list)
+
+    @property
+    def slices(self) -> int:
+        return sum(len(slices) for _, slices in (*self.own, *self.guests))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,12 +109,15 @@ def serve(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def receive(config_path: ConfigOption = DEFAULT_CONFIG) -> None:
+def receive(
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    number: Annotated[int, typer.Option(help="Which of the processes that share the port this is.")] = 0,
+) -> None:
     """Run only the listening part: storage, verification and worklist services."""
     from node import parts
 
-    settings = _settings(config_path, part="receive")
-    _as_part(lambda: parts.receive(settings, stop=_until_told()))
+    settings = _settings(config_path, part=parts.receive_part(number))
+    _as_part(lambda: parts.receive(settings, number=number, stop=_until_told()))
 
 
 @app.command()
@@ -252,7 +255,7 @@ def requeue(
     config_path: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Try abandoned deliveries again; a parked (failed) study is read again as its next revision."""
+    """Try abandoned deliveries again; a parked (failed) or archived study is read as its next revision."""
     from node import operate, parts, tables
 
     database = parts.open_database(config.load(config_path))
@@ -266,7 +269,17 @@ def requeue(
 def infer(
     folder: Annotated[Path, typer.Argument(help="A folder (or file) with DICOM images of one or more studies.")],
     config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model's name, packaged weights or a directory; may be given several times."),
+    ] = None,
     sr: Annotated[Path | None, typer.Option(help="Write the Structured Report here (one study only).")] = None,
+    seg: Annotated[
+        Path | None, typer.Option(help="Write what masks outline as DICOM Segmentation, for research.")
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Write pictures of where each model looked here, for research.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read a folder without a node: what would be read, what the models say, and why."""
@@ -275,8 +288,10 @@ def infer(
     settings = _settings(config_path, part="infer") if config_path else Settings()
     if config_path is None:
         log.configure(level="warning", part="infer")
+    settings = offline.with_models(settings, model or ())
+    wanted = offline.Wanted(sr=sr, seg=seg, overlay=overlay)
     with _progress(disable=as_json) as progress:
-        results = offline.infer(folder, settings=settings, sr=sr, progress=progress)
+        results = offline.infer(folder, settings=settings, wanted=wanted, progress=progress)
     facts = [result.to_json() for result in results]
     _print(facts, Group(*map(tables.offline, facts)), as_json=as_json)
 
@@ -287,13 +302,52 @@ def models(
     config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The models this node reads with: weights, digest, labels, rule, operating points, figures."""
+    """The papers' networks; the installed weights: digest, labels, rule, operating points, provenance, figures."""
     if context.invoked_subcommand:
         return
     from node import offline, tables
 
-    facts = offline.models(config.load(config_path) if config_path else Settings())
+    facts = offline.catalogue(config.load(config_path) if config_path else Settings())
     _print(facts, tables.models(facts), as_json=as_json)
+
+
+@app.command()
+def fetch(
+    source: Annotated[str, typer.Option("--from", help="The name of one of the [[archives]] in node.toml.")],
+    config_path: ConfigOption = DEFAULT_CONFIG,
+    query: Annotated[list[str] | None, typer.Option(help="KEYWORD=VALUE of a study, such as PatientID=P1.")] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="Only series of this modality.")] = None,
+    since: Annotated[str, typer.Option(help="Studies of this day and later: 2026-01-31.")] = "",
+    until: Annotated[str, typer.Option(help="Studies of this day and earlier.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Retrieve from so many studies this time.")] = None,
+    rate: Annotated[str, typer.Option(help="Instances per time: 5/s, 100/min, 1000/h.")] = "",
+    between: Annotated[str, typer.Option(help="Only at this time of day: 22:00-06:00.")] = "",
+    analyse: Annotated[bool, typer.Option("--analyse", help="Read the studies as if a scanner had sent them.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch priors or a whole archive from a PACS (C-FIND, then C-MOVE or C-GET); given again, it goes on."""
+    from node import fetch as fetching
+    from node import parts, tables
+
+    settings = _settings(config_path, part="fetch")
+    wish = fetching.Wish(
+        keys=fetching.study_keys(query or (), modalities=modality or (), since=since, until=until),
+        modalities=tuple(modality or ()),
+        limit=limit,
+        rate=fetching.instances_per_second(rate) if rate else None,
+        window=fetching.Window.parse(between) if between else None,
+        prior=not analyse,
+    )
+    with _progress(disable=as_json) as progress:
+        task = progress.add_task(f"fetching from {source}", total=None)
+        outcome = parts.fetch(
+            settings, source=source, wish=wish, stop=_until_told(),
+            told=lambda so_far: progress.update(task, completed=so_far.received, total=so_far.announced),
+        )  # fmt: skip
+    facts = dataclasses.asdict(outcome)
+    _print(facts, tables.fetched(facts), as_json=as_json)
+    if outcome.missing:
+        raise typer.Exit(FAILED)
 
 
 @weights_app.command("import")
@@ -302,6 +356,12 @@ def import_weights(
     out: Annotated[Path, typer.Argument(help="The model directory to write.")],
     family: Annotated[str, typer.Option(help="radnet, cnn_lstm, adjacent, resnet_2d, resnet_3d or classifiers.")],
     architecture: Annotated[str, typer.Option(help='The network, as JSON: {"trunk": "resnet50"}.')] = "{}",
+    preprocessing: Annotated[str, typer.Option(help="What the network sees, as JSON with the keys of a card's.")] = "",
+    quantiles_of: Annotated[
+        Path | None, typer.Option(help="A folder of DICOM slices that equalise a classifier's images.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="The outputs in order, such as any,subdural; the usual ones.")] = "",
+    name: Annotated[str, typer.Option(help="What reports call the algorithm.")] = "",
     sha256: Annotated[str, typer.Option(help="What the file's digest must be.")] = "",
     partial: Annotated[bool, typer.Option(help="Let a part of the network be filled in part.")] = False,
     as_json: JsonOption = False,
@@ -309,13 +369,16 @@ def import_weights(
     """Make a model directory from published or your own weights: read, renamed, checked, with a card."""
     from node import offline
 
-    try:
-        wanted = json.loads(architecture)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--architecture {architecture!r}: not JSON: {error}") from error
-    facts = offline.import_weights(
-        source, family=family, architecture=wanted, out=out, sha256=sha256, partial=partial
-    )  # fmt: skip
+    asked = offline.Asked(
+        preprocessing=_json(preprocessing, option="--preprocessing") if preprocessing else None,
+        quantiles_of=quantiles_of,
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        name=name,
+        sha256=sha256,
+        partial=partial,
+    )
+    wanted = _json(architecture, option="--architecture")
+    facts = offline.import_weights(source, family=family, architecture=wanted, out=out, asked=asked)
     lines = [f"{facts['directory']}: {facts['layout']} weights, SHA-256 {facts['sha256']}"]
     lines += [f"untrained: {', '.join(facts['untrained'])}"] if facts["untrained"] else []
     lines += [f"left out: {', '.join(facts['dropped'])}"] if facts["dropped"] else []
@@ -395,6 +458,16 @@ def _hand_over(*arguments: str) -> NoReturn:
     """This process becomes a command of training, which the node must not import: signals and exit code are its own."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "training", *arguments])  # noqa: S606
+
+
+def _json(text: str, *, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} {text!r}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{option} {text!r}: not a JSON object")
+    return value
 
 
 def _remote(to: str, config_path: Path) -> RemoteSection:

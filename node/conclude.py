@@ -16,9 +16,13 @@ from node.flag.flag import Flag, Reference, flag_of
 from node.flag.workitem import reading
 
 
-def conclude(tx: sa.Connection, job: Job, result: StudyResult, settings: Settings) -> None:
-    """The result stands with everything that follows from it. Raises ``LeaseLost``, and then nothing stands."""
-    results.record(tx, job, outcome=result.outcome, payload=result.to_json(), follow=_follow(settings))
+def conclude(tx: sa.Connection, job: Job, result: StudyResult, settings: Settings, *, segmented: bool = False) -> None:
+    """The result stands with everything that follows from it. Raises ``LeaseLost``, and then nothing stands.
+
+    `segmented` says that a segmentation was filed, which then goes where the report goes.
+    """
+    follow = _follow(settings, segmented=segmented)
+    results.record(tx, job, outcome=result.outcome, payload=result.to_json(), follow=follow)
     _raise_on_own_worklist(tx, result, settings)
 
 
@@ -56,7 +60,7 @@ def _last_line(error: str | None) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def _follow(settings: Settings) -> list[NewDelivery]:
+def _follow(settings: Settings, *, segmented: bool = False) -> list[NewDelivery]:
     flags = [NewDelivery(kind=DeliveryKind.FLAG, destination=remote.name) for remote in settings.flag.ups]
     reports = [ARCHIVE, *(remote.name for remote in settings.deliver.destinations)]
     committing = [remote.name for remote in settings.deliver.destinations if remote.commitment]
@@ -64,6 +68,7 @@ def _follow(settings: Settings) -> list[NewDelivery]:
     return [
         *flags,
         *(NewDelivery(kind=DeliveryKind.SR, destination=name) for name in reports),
+        *(NewDelivery(kind=DeliveryKind.SEG, destination=name) for name in reports if segmented),
         *(NewDelivery(kind=DeliveryKind.COMMITMENT, destination=name) for name in committing),
         *(NewDelivery(kind=DeliveryKind.AVAILABILITY, destination=name) for name in told),
     ]

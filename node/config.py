@@ -68,6 +68,9 @@ class ReceiveSection(Section):
     disk_watermark_mb: Annotated[int, Field(ge=0)] = 4096
     disk_reserve_mb: Annotated[int, Field(ge=0)] = 256
     flush: bool = True
+    reactor: Literal["event", "library"] = "event"
+    processes: Annotated[int, Field(ge=1, le=16)] = 1
+    spool_above_mb: Annotated[int, Field(ge=1)] = 4
 
 
 class PeerSection(Section):
@@ -97,6 +100,8 @@ class AssembleSection(Section):
     quiet_time: Seconds = 30
     limit: Seconds = 600
     tick: Seconds = 0.2
+    count_from: str = ""
+    count_every: Seconds = 5
 
 
 def _known_criteria(value: Any) -> Any:
@@ -130,7 +135,8 @@ class ReadSection(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     workers: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
-    batch: Annotated[int, Field(ge=1)] = 8
+    backend: Literal["auto", "torch", "compile", "openvino"] = "auto"
+    batch: Annotated[int, Field(ge=1)] | None = None
     combine: Literal["any_of", "all_of"] = "any_of"
     encode_on_arrival: bool = True
     cache_mb: Annotated[int, Field(ge=1)] = 512
@@ -165,10 +171,11 @@ class FlagSection(Section):
 
 
 class ReportSection(Section):
-    """[report]: what the Structured Report says about its maker."""
+    """[report]: what the Structured Report says about its maker; `locations`, for research, whether it marks images."""
 
     institution: str = ""
     department: str = ""
+    locations: bool = False
 
 
 class DeliverSection(Section):
@@ -182,6 +189,24 @@ class DeliverSection(Section):
     timeout: Seconds = 30
     lease: Seconds = 120
     tick: Seconds = 0.1
+
+
+class QuerySection(Section):
+    """[query]: what others may ask of the archive, and where it may be sent on request."""
+
+    maximum_matches: Annotated[int, Field(ge=1)] = 20_000
+    timeout: Seconds = 60
+    move_destinations: tuple[RemoteSection, ...] = ()
+
+
+class ArchiveSection(RemoteSection):
+    """[[archives]]: a PACS that this node asks and fetches from, by C-MOVE to itself or by C-GET.
+
+    `sends_as` is the calling AE title with which it sends what it is asked for, where that is another.
+    """
+
+    retrieve: Literal["move", "get"] = "move"
+    sends_as: AeTitle | None = None
 
 
 class CommitmentSection(Section):
@@ -213,6 +238,9 @@ class Settings(Section):
     report: ReportSection = ReportSection()
     deliver: DeliverSection = DeliverSection()
     subscribers: tuple[RemoteSection, ...] = ()
+    query: QuerySection = QuerySection()
+    archives: tuple[ArchiveSection, ...] = ()
+
     commitment: CommitmentSection = CommitmentSection()
     log: LogSection = LogSection()
 
@@ -223,6 +251,8 @@ class Settings(Section):
             "deliver.destinations": self.deliver.destinations,
             "deliver.availability": self.deliver.availability,
             "subscribers": self.subscribers,
+            "query.move_destinations": self.query.move_destinations,
+            "archives": self.archives,
         }
         for key, sections in named.items():
             names = [section.name for section in sections]
@@ -233,6 +263,8 @@ class Settings(Section):
         titles = [subscriber.ae_title for subscriber in self.subscribers]
         if len(titles) != len(set(titles)):
             raise ValueError("subscribers: every ae_title must be different")
+        if self.assemble.count_from and self.assemble.count_from not in {a.name for a in self.archives}:
+            raise ValueError(f"assemble.count_from: no [[archives]] is named {self.assemble.count_from!r}")
         return self
 
     @property

@@ -7,9 +7,11 @@ HemonodeError
 │   ├── OutOfResources      A700  PS3.4 B.2.3, "Refused: Out of resources"
 │   ├── DataSetMismatch     A900  PS3.4 B.2.3, "Error: Data Set does not match SOP Class"
 │   └── CannotUnderstand    C000  PS3.4 B.2.3, "Error: Cannot understand"
-└── DeliveryError           something was not delivered this time; it is tried again
-    ├── PeerUnreachable     no connection, no association, or it broke off
-    └── PeerRefused         the far side answered with a failure status
+├── DeliveryError           something was not delivered this time; it is tried again
+│   ├── PeerUnreachable     no connection, no association, or it broke off
+│   └── PeerRefused         the far side answered with a failure status
+├── QueryRefused            a query or retrieval cannot be answered; carries the DIMSE status the asker is told
+└── NoSegmentation          these models or images allow no DICOM Segmentation
 """
 
 from __future__ import annotations
@@ -65,3 +67,16 @@ class PeerRefused(DeliveryError):
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class QueryRefused(HemonodeError):
+    """A query or retrieval cannot be answered. `status` is its DIMSE status, `tag` the attribute at fault or None."""
+
+    def __init__(self, message: str, *, status: int, tag: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.tag = tag
+
+
+class NoSegmentation(HemonodeError):
+    """These models or images allow no DICOM Segmentation; the message says why."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, TextIO
 
 import pydicom.config
@@ -31,6 +31,7 @@ def configure(*, level: str = "info", part: str = "", stream: TextIO | None = No
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
+    log.cache_clear()
     # pydicom prints values that break a rule of their type, birth dates among them.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.basicConfig(level=logging.ERROR, stream=stream or sys.stderr, force=True, format="%(name)s %(message)s")
@@ -44,6 +45,7 @@ def _mark(part: str, _logger: Any, _method: str, event: MutableMapping[str, Any]
     return {**event, "part": part} if part else event
 
 
+@cache
 def log() -> Any:
-    """The logger: ``log().info("stored", sop_instance_uid=…)``."""
-    return structlog.get_logger()
+    """The logger: ``log().info("stored", sop_instance_uid=…)``. Made once."""
+    return structlog.get_logger().bind()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy.exc
+from pynetdicom import evt
 
+from db import associations
 from db import parts as heartbeats
 from db.engine import Database
 from db.errors import DatabaseError
-from node.config import Settings
-from node.errors import StartError
+from node.config import ArchiveSection, Settings
+from node.errors import ConfigError, StartError
+from node.fetch import Fetching, Listening, Outcome, Wish
 from node.log import log
+from node.service import Service
 from node.supervisor import PartSpec, Supervisor
 
 DRAIN_SECONDS = 20.0
@@ -32,23 +38,35 @@ def serve(settings: Settings, *, config: Path, stop: threading.Event) -> None:
 
 
 def part_specs(settings: Settings) -> tuple[PartSpec, ...]:
-    """One receiver, one scheduler, and one worker for each device."""
+    """The receivers, one scheduler, and one worker for each device."""
+    receivers = [
+        PartSpec(name=receive_part(i), arguments=("receive", "--number", str(i)))
+        for i in range(settings.receive.processes)
+    ]
     workers = [
         PartSpec(name=f"work-{i}", arguments=("work", "--number", str(i))) for i in range(worker_count(settings))
     ]
     return (
-        PartSpec(name="receive", arguments=("receive",)),
+        *receivers,
         PartSpec(name="schedule", arguments=("schedule",)),
         *workers,
     )
+
+
+def receive_part(number: int) -> str:
+    """What a receiving process is called among the node's parts; the first as if it were alone."""
+    return f"receive-{number}" if number else "receive"
 
 
 def worker_count(settings: Settings) -> int:
     """The configured number, else one for each NVIDIA device, else one. Asks the system, so that torch stays out."""
     if settings.read.workers is not None:
         return settings.read.workers
-    found = len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
-    return max(1, found) if settings.read.device == "auto" else 1
+    return max(1, _nvidia_devices()) if settings.read.device == "auto" else 1
+
+
+def _nvidia_devices() -> int:
+    return len(list(NVIDIA_DEVICES.iterdir())) if NVIDIA_DEVICES.is_dir() else 0
 
 
 def open_database(settings: Settings) -> Database:
@@ -103,10 +121,10 @@ def alive(
             heartbeats.stopped(tx, name=name, pid=os.getpid())
 
 
-def receive(settings: Settings, *, stop: threading.Event) -> None:
+def receive(settings: Settings, *, number: int = 0, stop: threading.Event) -> None:
     """The listening part has run until `stop` was set; associations were drained. Raises ``StartError``."""
     from inference.series import facts
-    from node.query import ups, worklist
+    from node.query import find, retrieve, ups, worklist
     from node.query.together import together
     from node.receive import commitment, mpps, store
     from node.receive.scp import Scp
@@ -119,13 +137,23 @@ def receive(settings: Settings, *, stop: threading.Event) -> None:
         together(
             ups.service(database=database, subscribers=subscribers),
             worklist.service(database=database, ae_title=title),
+            find.service(database=database, ae_title=title, maximum_matches=settings.query.maximum_matches),
+            retrieve.service(
+                database=database,
+                archive=settings.archive,
+                destinations=settings.query.move_destinations,
+                timeout=settings.query.timeout,
+            ),
             commitment.service(database=database),
             mpps.service(database=database),
         ),
     ]
-    scp = Scp(settings=settings, database=database, services=services)
+    scp = Scp(settings=settings, database=database, services=services, number=number)
+    # pynetdicom collects garbage every half minute, and everybody waits: what stays to the end need not be looked at.
+    gc.collect()
+    gc.freeze()
     scp.start()
-    with alive(database, name="receive", kind="receive", detail=scp.detail(), refresh=scp.detail):
+    with alive(database, name=receive_part(number), kind="receive", detail=scp.detail(), refresh=scp.detail):
         stop.wait()
         scp.stop(grace_seconds=DRAIN_SECONDS)
     database.close()
@@ -148,17 +176,24 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
     """One worker has run until `stop` was set. Raises ``StartError`` when a model or the device cannot be had."""
     from inference.device import keep_freed_memory
     from node import reading as readers
+    from node.locate import Locator
     from node.worker import Worker
 
     keep_freed_memory()
     name = f"work-{number}"
-    several = settings.read.device == "auto" and worker_count(settings) > 1 and NVIDIA_DEVICES.is_dir()
-    engine = readers.engine_of(settings, device=f"cuda:{number}" if several else None)
+    engine = readers.engine_of(settings, **_share_of(settings, number=number))
     engine.warm_up()
+    locations = settings.report.locations
+    locator = Locator.load(settings, device=engine.processor.device, masks_only=True) if locations else None
     database = open_database(settings)
     with database.read() as tx:
         before = heartbeats.find(tx, name)
-    detail = {"device": engine.processor.device, "precision": engine.processor.precision, "models": list(engine.cards)}
+    detail = {
+        "device": engine.processor.device,
+        "precision": engine.processor.precision,
+        "backends": engine.backends,
+        "models": list(engine.cards),
+    }
     worker = Worker(
         database=database,
         settings=settings,
@@ -166,12 +201,87 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
         name=f"{name}@{os.uname().nodename}:{os.getpid()}",
         part=name,
         detail=detail,
+        locator=locator,
         avoid=before.detail.get("encoding") if before else None,
+        workers=worker_count(settings),
     )
     with alive(database, name=name, kind="work", detail=detail):
         log().info("ready", **detail)
+        for condition in engine.conditions:
+            log().warning("not_as_configured", condition=condition)
         worker.run(stop)
     database.close()
+
+
+def fetch(
+    settings: Settings, *, source: str, wish: Wish, told: Callable[[Outcome], object], stop: threading.Event
+) -> Outcome:
+    """What was wished for has been fetched from the archive `source`, or the outcome says what was not.
+
+    Raises
+    ------
+    ConfigError
+        No archive of this name is configured.
+    DeliveryError
+        It could not be asked.
+    """
+    archive = next((archive for archive in settings.archives if archive.name == source), None)
+    if archive is None:
+        known = ", ".join(archive.name for archive in settings.archives) or "none"
+        raise ConfigError(f"--from {source!r}: no [[archives]] has this name; there are: {known}")
+    from inference.series import facts
+    from node.receive import store
+
+    database = open_database(settings)
+    storing = store.service(settings=settings, database=database, facts=lambda dataset: facts(dataset).to_json())
+    try:
+        return Fetching(
+            database=database,
+            archive=archive,
+            own_ae_title=settings.node.ae_title,
+            timeout=settings.deliver.timeout,
+            listening=_taking(settings, database, storing, sender=archive),
+            told=told,
+            stop=stop,
+        ).run(wish)
+    finally:
+        storing.close()
+        database.close()
+
+
+def _taking(settings: Settings, database: Database, storing: Service, *, sender: ArchiveSection) -> Listening:
+    """What stores the instances that `sender` sends in answer to a C-GET, as those of an association that it opened."""
+    receiver = f"fetch-{sender.name}"
+    handlers = [handler for handler in storing.handlers if handler[0] is evt.EVT_C_STORE]
+
+    @contextmanager
+    def listening() -> Iterator[Sequence[tuple[Any, ...]]]:
+        key, outcome = uuid.uuid4().hex, associations.ABORTED
+        with database.write() as tx:
+            associations.opened(
+                tx, association_id=key, receiver=receiver, calling_ae=sender.sends_as or sender.ae_title,
+                called_ae=settings.node.ae_title, address=sender.address,
+            )  # fmt: skip
+        try:
+            yield [*handlers, (evt.EVT_ESTABLISHED, lambda event: setattr(event.assoc, "name", key))]
+            outcome = associations.RELEASED
+        finally:
+            with database.write() as tx:
+                associations.ended(tx, association_id=key, outcome=outcome)
+
+    return listening
+
+
+def _share_of(settings: Settings, *, number: int) -> dict[str, Any]:
+    """Which of several devices this worker uses, or what part of the CPU; nothing where the configuration says so."""
+    workers, devices = worker_count(settings), _nvidia_devices()
+    if settings.read.device == "auto" and devices:
+        return {"device": f"cuda:{number % devices}"} if workers > 1 else {}
+    if workers == 1 or settings.read.threads is not None:
+        return {}
+    from inference.device import usable_threads
+
+    return {"threads": max(1, usable_threads() // workers)}
 
 
 @contextmanager

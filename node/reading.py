@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import inference
-from inference.card import ModelCard, ModelError, read_card
+from inference.card import CARD_FILE, ModelCard, ModelError, read_card
 from inference.combination import Combination
 from inference.engine import Engine
+from inference.metadata import HeaderModel
 from inference.result import ANY
 from inference.study import EncodedCache, StudyReader
 from node.config import ReadSection, Settings
@@ -22,14 +23,28 @@ def directory_of(weights: str) -> Path:
     return Path(weights) if "/" in weights else PACKAGED / weights
 
 
-def engine_of(settings: Settings, *, device: str | None = None) -> Engine:
-    """The engine with every configured model. Raises ``StartError`` naming the directory and what is wrong with it."""
+def packaged() -> tuple[Path, ...]:
+    """The directories of the weights that travel with Hemonode."""
+    return tuple(sorted(path.parent for path in PACKAGED.glob(f"*/{CARD_FILE}")))
+
+
+def engine_of(settings: Settings, *, device: str | None = None, threads: int | None = None) -> Engine:
+    """The engine with every configured model, on this device and with so many threads where they are not as configured.
+
+    Raises ``StartError`` naming the directory and what is wrong with it, or the device or backend that is missing.
+    """
     read = settings.read
-    directories = {name: directory_of(model.weights) for name, model in read.models.items()}
-    if not directories:
+    if not read.models:
         raise StartError("no model is configured under [read.models]")
+    directories = {name: path for name, (path, card) in cards(settings).items() if not card.preprocessing.header}
     try:
-        engine = Engine.load(directories, device=device or read.device, threads=read.threads, chunk=read.batch)
+        engine = Engine.load(
+            directories,
+            device=device or read.device,
+            threads=threads or read.threads,
+            chunk=read.batch,
+            backend=read.backend,
+        )
     except ModelError as error:
         raise StartError(str(error)) from error
     return engine
@@ -42,7 +57,18 @@ def reader_of(settings: Settings, engine: Engine) -> StudyReader:
         criteria=settings.select,
         combination=combination_of(settings.read),
         cache=EncodedCache(limit=settings.read.cache_mb * 2**20),
+        headers=headers_of(settings),
     )
+
+
+def headers_of(settings: Settings) -> list[HeaderModel]:
+    """The configured models that look at headers only. Raises ``StartError``."""
+    try:
+        return [
+            HeaderModel.load(name, path) for name, (path, card) in cards(settings).items() if card.preprocessing.header
+        ]
+    except ModelError as error:
+        raise StartError(str(error)) from error
 
 
 def combination_of(read: ReadSection) -> Combination:

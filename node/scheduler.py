@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import sqlalchemy.exc
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -26,13 +27,14 @@ from node.config import ARCHIVE, DestinationSection, RemoteSection, Settings
 from node.deliver.availability import announce
 from node.deliver.commitment import Reports, ask, report_due, report_to_strangers, settle
 from node.deliver.outbox import Act, Receipt, deliver_due
-from node.deliver.store import file_in_archive, store_report
+from node.deliver.store import ReportFor, file_in_archive, store_report
 from node.flag import channels
 from node.flag.flag import Channel
 from node.log import log
 from node.query import events
 from node.receive.held import check_due
 from node.report.filing import file_report
+from node.report.identifiers import segmentation_path
 
 MODEL = "triage"
 """The key of the jobs: all configured models together read a study."""
@@ -73,9 +75,16 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         )  # fmt: skip
         return Tick(name=f"notify:{subscriber.name}", seconds=deliver.tick, act=one)
 
-    def report(remote: RemoteSection) -> Tick:
-        store = partial(store_report, remote=remote, own_ae_title=node.ae_title, timeout=deliver.timeout)
-        return delivery(DeliveryKind.SR, remote.name, store(report_for=report_for))
+    def stored(kind: DeliveryKind, path_for: ReportFor) -> tuple[Tick, ...]:
+        """In the archive and at every destination."""
+        store = partial(store_report, own_ae_title=node.ae_title, timeout=deliver.timeout, report_for=path_for)
+        return (
+            delivery(kind, ARCHIVE, file_in_archive(report_for=path_for)),
+            *(delivery(kind, remote.name, store(remote=remote)) for remote in deliver.destinations),
+        )
+
+    def segmentation_for(study_uid: str, revision: int) -> Path:
+        return segmentation_path(settings.archive, study_uid=study_uid, revision=revision)
 
     def promise(remote: DestinationSection) -> tuple[Tick, ...]:
         act = ask(
@@ -94,18 +103,22 @@ def ticks(database: Database, settings: Settings, *, stop: threading.Event) -> t
         )  # fmt: skip
         return delivery(DeliveryKind.AVAILABILITY, remote.name, act)
 
-    assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory)
+    pacs = next((archive for archive in settings.archives if archive.name == settings.assemble.count_from), None)
+    counts = assemble.PacsCounts(database=database, settings=settings, archive=pacs) if pacs else None
+    assembling = partial(assemble.tick, database, settings, model=MODEL, memory=memory, counts=counts)
     return (
         Tick(name="assemble", seconds=settings.assemble.tick, act=assembling),
         Tick(name="reap", seconds=REAP_SECONDS, act=partial(reap, database, settings)),
         Tick(name="forget", seconds=FORGET_SECONDS, act=partial(forget, database)),
         *(delivery(DeliveryKind.FLAG, channel.name, flagging(database, channel)) for channel in channels(settings)),
-        delivery(DeliveryKind.SR, ARCHIVE, file_in_archive(report_for=report_for)),
-        *(report(remote) for remote in deliver.destinations),
+        *stored(DeliveryKind.SR, report_for),
+        # Off, nothing that marks an image leaves, not even what was made while it was on.
+        *(stored(DeliveryKind.SEG, segmentation_for) if settings.report.locations else ()),
         *(notification(subscriber) for subscriber in settings.subscribers),
         *_commitments(database, settings, owner=owner, stop=stop),
         *(tick for remote in deliver.destinations if remote.commitment for tick in promise(remote)),
         *(availability(remote) for remote in deliver.availability),
+        *((Tick(name="count", seconds=settings.assemble.tick, act=counts.ask),) if counts else ()),
     )
 
 

@@ -68,7 +68,7 @@ def associate(
         raise PeerUnreachable(f"{where}: {error}") from error
     if not association.is_established:
         raise PeerUnreachable(f"{where}: {_why(association)}")
-    _no_delay(association)
+    without_delay(association)
     try:
         yield association
     except BaseException:
@@ -106,7 +106,8 @@ def _why(association: Association) -> str:
     return "no association"
 
 
-def _no_delay(association: Association) -> None:
+def without_delay(association: Association) -> None:
+    """Small messages leave at once."""
     # Without it Nagle's algorithm and delayed acknowledgement add 40 ms to every message.
     transport = association.dul.socket
     if transport is not None and transport.socket is not None:

@@ -21,9 +21,12 @@ class Service:
         Abstract syntaxes for which who opens an association may propose to be its SCP (PS3.7 D.3.3.4).
     close : callable
         Called once when nobody listens any more and every association has ended.
+    spool : callable, optional
+        Opens a file for a C-STORE's data set that is too large for memory, see `node.receive.reactor.Spool`.
     """
 
     contexts: tuple[tuple[str, tuple[str, ...]], ...]
     handlers: tuple[tuple[Any, Callable[..., Any], list[Any]], ...] = field(default=())
     reversible: frozenset[str] = frozenset()
     close: Callable[[], None] = field(default=lambda: None)
+    spool: Callable[..., Any] | None = None

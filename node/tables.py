@@ -153,7 +153,12 @@ def _reading(reading: Mapping[str, Any]) -> Table:
         for finding in reading["findings"]
     ]
     columns = {"label": "finding", "present": "", "score": "score", "threshold": "at or above", "scale": ""}
-    return table(rows, columns, title=title)
+    made = table(rows, columns, title=title)
+    if volume := reading.get("volume"):
+        made.caption = (
+            f"outlined: {volume['ml']:.1f} ml ({volume['low_ml']:.1f} to {volume['high_ml']:.1f}), for research"
+        )
+    return made
 
 
 def _scale(finding: Mapping[str, Any]) -> str:
@@ -235,9 +240,23 @@ def offline(result: Mapping[str, Any]) -> RenderableType:
     return Group(Text(f"study {result['study_uid']}", style="bold"), *_result(result))
 
 
-def models(cards: Sequence[Mapping[str, Any]]) -> RenderableType:
+def models(facts: Mapping[str, Any]) -> RenderableType:
     """`hemonode models` for people."""
-    return Group(*(line for card in cards for line in _card(card)))
+    networks = [
+        network | {"input": " × ".join(map(str, network["input"])), "parameters": f"{network['parameters']:,}"}
+        if network["parameters"]
+        else network | {"input": "header facts", "parameters": "–"}
+        for network in facts["networks"]
+    ]
+    columns = ("family", "name", "input", "parameters", "decides", "paper")
+    lines: list[RenderableType] = [
+        table(networks, {column: column for column in columns}, title="networks, at their papers' sizes")
+    ]
+    for heading, key in (("configured", "configured"), ("packaged, not configured", "packaged")):
+        if facts[key]:
+            lines += [Text(), Text(heading, style="bold underline")]
+            lines += [line for card in facts[key] for line in _card(card)]
+    return Group(*lines)
 
 
 def _card(card: Mapping[str, Any]) -> Iterable[RenderableType]:
@@ -272,3 +291,14 @@ def _measured(card: Mapping[str, Any]) -> dict[str, str]:
 def _share(counted: Mapping[str, Any]) -> str:
     low, high = (round(100 * counted[end]) for end in ("low", "high"))
     return f"{counted['hits']} of {counted['cases']} (95 %: {low}–{high} %)"
+
+
+def fetched(facts: dict[str, Any]) -> RenderableType:
+    """What a fetch brought, and what it did not."""
+    lines = [
+        f"{facts['received']} of {facts['announced']} instances are here, of {facts['series']} series"
+        f" in {facts['studies']} studies; {facts['known']} were here before"
+    ]
+    lines += ["stopped before the end: the same command goes on"] if facts["stopped"] else []
+    lines += [f"not fetched: {m['series_uid'] or m['study_uid']}: {m['reason']}" for m in facts["missing"]]
+    return Text("\n".join(lines))

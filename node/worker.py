@@ -7,7 +7,9 @@ import os
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,20 @@ from db.errors import LeaseLost
 from db.instances import Instance
 from db.jobs import Job
 from db.states import StudyState
+from inference.decoding import Stored
 from inference.facts import InstanceFacts
 from inference.result import Completeness, StudyResult
-from inference.study import Stored, StudyReader
+from inference.study import StudyReader
 from node.conclude import conclude
 from node.config import Settings
+from node.locate import Locator
 from node.log import log
 
 ARRIVALS_AT_ONCE = 8
 """Slices encoded before the queue is looked at again: a complete study must not wait behind one still arriving."""
+
+TOGETHER = 4
+"""Jobs that one worker claims at once: the next are decoded while one is encoded, and fill up its last batch."""
 
 LEASES = 20
 """A job is given up after so many renewals of its lease: something in it hangs."""
@@ -42,8 +49,12 @@ class Worker:
         The holder of its leases, another for every process; its name among the parts, the same after a restart.
     detail : dict
         What the worker says of itself among the node's parts: device, precision, models.
+    locator : Locator, optional
+        Where a site, for research, wants to know where the models looked.
     avoid : str, optional
         A study over which the worker before this one died: its slices are not encoded early.
+    workers : int
+        How many workers share the queue.
     """
 
     def __init__(
@@ -55,7 +66,9 @@ class Worker:
         name: str,
         part: str,
         detail: dict[str, Any],
+        locator: Locator | None = None,
         avoid: str | None = None,
+        workers: int = 1,
     ) -> None:
         self._database = database
         self._settings = settings
@@ -63,7 +76,9 @@ class Worker:
         self._name = name
         self._part = part
         self._detail = detail
+        self._locator = locator
         self._avoid = avoid
+        self._workers = workers
         self._lease = dt.timedelta(seconds=settings.read.lease)
         self._seen: dict[str, list[Stored]] = {}
         self._last_seq: dict[str, int] = {}
@@ -74,53 +89,104 @@ class Worker:
         """Works until `stop` is set; what is being read then is finished first."""
         while not stop.is_set():
             try:
-                busy = self.step()
+                busy = self.step(stop)
             except sqlalchemy.exc.SQLAlchemyError as error:
                 log().error("database_failed", error=str(error).splitlines()[0])
                 busy = False
             if not busy:
                 stop.wait(self._settings.read.poll)
 
-    def step(self) -> bool:
-        """One job read, or else some arriving slices encoded; whether there was anything to do."""
-        job = self._claim()
-        if job is not None:
-            self._handle(job)
+    def step(self, stop: threading.Event) -> bool:
+        """Some waiting jobs read, or else some arriving slices encoded; whether there was anything to do."""
+        claimed = self._claim()
+        if claimed:
+            self._handle_in_turn(claimed, stop)
             return True
         return self._settings.read.encode_on_arrival and self._encode_arrivals()
 
-    def _claim(self) -> Job | None:
-        with self._database.read() as tx:
-            waiting = jobs.any_todo(tx)
-        if not waiting:
-            return None
-        with self._database.write() as tx:
-            return jobs.claim(tx, owner=self._name, lease=self._lease)
+    def _claim(self) -> list[Job]:
+        """The oldest job, and with it this worker's share of the others as long as all of them are untried.
 
-    def _handle(self, job: Job) -> None:
+        A job that failed, or over which a worker died, is read alone: it can then take no other down with it.
+        """
+        with self._database.read() as tx:
+            waiting = jobs.count_todo(tx)
+        if not waiting:
+            return []
+        with self._database.write() as tx:
+            first = jobs.claim(tx, owner=self._name, lease=self._lease)
+            claimed = [] if first is None else [first]
+            while first and first.attempts == 1 and len(claimed) < min(TOGETHER, -(-waiting // self._workers)):
+                further = jobs.claim(tx, owner=self._name, lease=self._lease, untried=True)
+                if further is None:
+                    break
+                claimed.append(further)
+        return claimed
+
+    def _handle_in_turn(self, claimed: Sequence[Job], stop: threading.Event) -> None:
+        """Each job is read, and its result recorded before the next; those not begun when `stop` is set go back."""
+        with ExitStack() as leases:
+            held = {job.id: leases.enter_context(self._held(job)) for job in claimed}
+            for job, then in zip_longest(claimed, claimed[1:]):
+                if stop.is_set() and job is not claimed[0]:
+                    self._give_back(job)
+                else:
+                    self._handle(job, then)
+                held[job.id].set()
+
+    def _give_back(self, job: Job) -> None:
+        try:
+            with self._database.write() as tx:
+                jobs.give_back(tx, job)
+        except LeaseLost as error:
+            log().warning("lease_lost", study_uid=job.study_uid, error=str(error))
+
+    def _handle(self, job: Job, then: Job | None) -> None:
         said = log().bind(study_uid=job.study_uid, revision=job.revision, attempt=job.attempts)
         try:
-            with self._held(job):
-                result = self._read(job)
+            result, segmented = self._read(job, then)
             with self._database.write() as tx:
-                conclude(tx, job, result, self._settings)
+                conclude(tx, job, result, self._settings, segmented=segmented)
             said.info("result", outcome=result.outcome.value, reason=result.reason, **_milliseconds(result))
         except LeaseLost as error:
             said.warning("lease_lost", error=str(error))
         except Exception as error:  # noqa: BLE001 the job's boundary: whatever it was, the queue goes on
             self._fail(job, error)
 
-    def _read(self, job: Job) -> StudyResult:
+    def _read(self, job: Job, then: Job | None) -> tuple[StudyResult, bool]:
+        """The result, and whether a segmentation was filed beside it."""
         with self._database.read() as tx:
             study = studies.find(tx, job.study_uid)
-            stored = instances.of_study(tx, job.study_uid, up_to_revision=job.revision)
         completeness = (study.completeness if study else None) or {"complete": False, "reason": "no verdict was stored"}
-        return self._reader.read(
+        found = self._instances_of(job)
+        result = self._reader.read(
             study_uid=job.study_uid,
             revision=job.revision,
-            instances=self._stored(stored),
+            instances=found,
             completeness=Completeness.from_json(completeness),
+            following=self._following(then),
         )
+        return self._located(self._locator, result, found) if self._locator else (result, False)
+
+    def _located(self, locator: Locator, result: StudyResult, found: Sequence[Stored]) -> tuple[StudyResult, bool]:
+        """The result with volumes, and whether a segmentation was filed beside it."""
+        try:
+            return locator.filed(result, found)
+        except Exception as error:  # noqa: BLE001 no study waits, or fails, for what is only for research
+            log().warning("not_located", study_uid=result.study_uid, error=f"{type(error).__name__}: {error}")
+            warning = f"volume and locations could not be made: {type(error).__name__}"
+            return replace(result, warnings=(*result.warnings, warning)), False
+
+    def _instances_of(self, job: Job) -> list[Stored]:
+        with self._database.read() as tx:
+            return self._stored(instances.of_study(tx, job.study_uid, up_to_revision=job.revision))
+
+    def _following(self, then: Job | None) -> list[Stored]:
+        """What the next job's reading will have to encode; nothing where that cannot be said, which it says itself."""
+        try:
+            return self._reader.to_encode(self._instances_of(then)) if then else []
+        except Exception:  # noqa: BLE001 the boundary between two jobs
+            return []
 
     def _fail(self, job: Job, error: Exception) -> None:
         told = "".join(traceback.format_exception(error))
@@ -134,13 +200,13 @@ class Worker:
             log().warning("lease_lost", study_uid=job.study_uid, error=str(lost))
 
     @contextmanager
-    def _held(self, job: Job) -> Iterator[None]:
-        """The lease is renewed while the block runs, but not for ever."""
+    def _held(self, job: Job) -> Iterator[threading.Event]:
+        """The lease is renewed while the block runs and its event is not set, but not for ever."""
         finished = threading.Event()
         thread = threading.Thread(target=self._renew, args=(job, finished), name="lease", daemon=True)
         thread.start()
         try:
-            yield
+            yield finished
         finally:
             finished.set()
             thread.join()

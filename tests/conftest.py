@@ -8,10 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from db.engine import Database
+from node.log import log
 
 REQUIRE_PEERS = os.environ.get("HEMONODE_REQUIRE_PEERS") == "1"
+
+
+@pytest.fixture(autouse=True)
+def _log() -> Iterator[None]:
+    """A test that configures the log does so for itself: its captured stream is closed when the next one runs."""
+    yield
+    structlog.reset_defaults()
+    log.cache_clear()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from node.config import RemoteSection
 HOST = "127.0.0.1"
 PUSH, WATCH, PULL = (f"1.2.840.10008.5.1.4.34.6.{number}" for number in range(1, 4))
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 VERIFICATION = "1.2.840.10008.1.1"
 
 SUCCESS = 0x0000
@@ -97,7 +98,7 @@ class FarSide:
 
     def _entity(self) -> ApplicationEntity:
         entity = ApplicationEntity(self.ae_title)
-        for syntax in (VERIFICATION, PUSH, WATCH, PULL, COMPREHENSIVE_3D_SR):
+        for syntax in (VERIFICATION, PUSH, WATCH, PULL, COMPREHENSIVE_3D_SR, SEGMENTATION):
             entity.add_supported_context(syntax)
         return entity
 

@@ -115,8 +115,10 @@ class LosingFiles(Files):
             self.power.spend()
             if path.is_dir():
                 self._apply([change for change in self._pending if change.path.parent == path])
-            else:
+            elif path in self._inodes:
                 self._inodes[path].flush()
+            else:  # renamed by another thread
+                raise FileNotFoundError(path)
 
     def sync_all(self, directory: Path) -> None:
         with self.power.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import subprocess
 import sys
@@ -139,10 +140,10 @@ def listening(settings: Settings, database: Database) -> Iterator[Scp]:
 class Receiver:
     """A receiving process, seen from outside. Its log goes to the file ``log`` beside its data."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, **receive: Any) -> None:
         with open(data.parent / "log", "a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.receiving_process", str(data)],
+                [sys.executable, "-m", "tests.receiving_process", str(data), json.dumps(receive)],
                 cwd=Path(__file__).parents[1],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -154,9 +155,9 @@ class Receiver:
 
 
 @contextmanager
-def a_receiver(data: Path) -> Iterator[Receiver]:
-    """A receiving process, killed when the block ends."""
-    receiver = Receiver(data)
+def a_receiver(data: Path, **receive: Any) -> Iterator[Receiver]:
+    """A receiving process with these settings, killed when the block ends."""
+    receiver = Receiver(data, **receive)
     try:
         yield receiver
     finally:

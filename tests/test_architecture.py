@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("node", "inference", "training", "db")
 STAGES = ("receive", "assemble", "flag", "report", "deliver", "query")
 
-ENGINE_USERS = {"node.reading", "node.worker", "node.offline", "node.parts"}
+ENGINE_USERS = {"node.reading", "node.worker", "node.offline", "node.parts", "node.locate", "node.overlay"}
 """The worker and the offline commands; nothing else of the node reaches the networks."""
 
 LIGHT = {"inference.result", "inference.series", "inference.facts", "inference.geometry", "inference.stacks"}
 """What the rest of the node may know of inference: header facts, geometry and results. None of it imports torch."""
 
-COMPOSERS = {"node.parts", "node.scheduler", "node.conclude", "node.offline", "node.demo", "node.cli"}
+COMPOSERS = {"node.parts", "node.scheduler", "node.conclude", "node.offline", "node.demo", "node.cli", "node.locate"}
 """The only modules that know several stages: they put processes together."""
 
 

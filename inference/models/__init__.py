@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inference.models.adjacent import Adjacent, AdjacentConfig
 from inference.models.classifiers import Classifier, ClassifierConfig
 from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
+from inference.models.metadata_forest import MetadataForest, MetadataForestConfig
 from inference.models.radnet import RADnet, RadnetConfig
 from inference.models.resnet_2d import Resnet2d, Resnet2dConfig
 from inference.models.resnet_3d import Resnet3d, Resnet3dConfig
@@ -23,6 +24,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
     "resnet_2d": lambda architecture: Resnet2d(Resnet2dConfig.from_json(architecture)),
     "resnet_3d": lambda architecture: Resnet3d(Resnet3dConfig.from_json(architecture)),
     "classifiers": lambda architecture: Classifier(ClassifierConfig.from_json(architecture)),
+    "metadata_forest": lambda architecture: MetadataForest(MetadataForestConfig.from_json(architecture)),
 }
 """Family → how to make its network from the architecture in a model card. Adding a family is adding a line."""
 
@@ -43,6 +45,8 @@ __all__ = [
     "ClassifierConfig",
     "CnnLstm",
     "CnnLstmConfig",
+    "MetadataForest",
+    "MetadataForestConfig",
     "RADnet",
     "RadnetConfig",
     "Resnet2d",

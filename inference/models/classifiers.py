@@ -89,6 +89,7 @@ class Classifier(ScanModel):
         self.labels = config.labels
         self.descriptor_size = 2 * maps
         self.trunk = make()
+        self.last_maps = "trunk.layer4" if config.trunk.startswith("resnet") else "trunk.features"
         self.head = nn.Sequential(
             nn.BatchNorm1d(2 * maps),
             nn.Dropout(config.dropout / 2),

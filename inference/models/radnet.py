@@ -120,10 +120,13 @@ class RADnet(ScanModel):
     """The three networks of the paper's table 1, as its configuration says."""
 
     channels = 1
+    last_maps = "rectify"
 
     def __init__(self, config: RadnetConfig) -> None:
         super().__init__()
         self.size = config.size
+        self.beyond = _padding(config.size)[:2]
+        self.draws_masks = config.attention
         self.labels = config.labels
         self.stem = nn.Conv2d(1, config.stem, 3, stride=2, padding=1, bias=False)
         blocks: list[DenseBlock] = []
@@ -133,6 +136,7 @@ class RADnet(ScanModel):
         self.blocks = nn.ModuleList(blocks)
         self.transitions = nn.ModuleList(Transition(width, config.dropout) for width in widths[:-1])
         self.norm = nn.BatchNorm2d(widths[-1])
+        self.rectify = nn.ReLU()
         self.descriptor_size = widths[-1]
         heads = zip(widths, UPSAMPLING, strict=True) if config.attention else ()
         self.masks = nn.ModuleList(MaskHead(width, factor) for width, factor in heads)
@@ -159,7 +163,7 @@ class RADnet(ScanModel):
         Raises ``ValueError`` for a network without the auxiliary tasks.
         """
         if not self.masks:
-            raise ValueError("this network was made without attention and has no masks")
+            return super().attend(images)
         return self._mask_logits(self._blocks(images)).sigmoid()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -180,7 +184,8 @@ class RADnet(ScanModel):
         return per_block
 
     def _pool(self, maps: Tensor) -> Tensor:
-        return functional.relu(self.norm(maps)).mean((2, 3))
+        pooled: Tensor = self.rectify(self.norm(maps)).mean((2, 3))
+        return pooled
 
     def _mask_logits(self, per_block: list[Tensor]) -> Tensor:
         maps = torch.cat([head(maps) for head, maps in zip(self.masks, per_block, strict=True)], 1)

@@ -144,6 +144,11 @@ class Resnet3d(ScanModel):
         self.dropout = nn.Dropout(config.dropout)
         self.classify = nn.Linear(WIDTHS[-1], config.labels)
 
+    @property
+    def costly_shape(self) -> tuple[int, ...]:
+        """The shape of one volume: (1, depth, size, size)."""
+        return (self.channels, self.depth, self.size, self.size)
+
     def encode(self, images: Tensor) -> Tensor:
         """Descriptors (n, size²), float16: the images themselves."""
         return images.flatten(1).to(self.descriptor_type)
@@ -168,3 +173,14 @@ class Resnet3d(ScanModel):
             return functional.pad(scans, (0, 0, 0, 0, 0, self.depth - slices), value=self.air)[:, None]
         bounds = [(i * slices // self.depth, -(-(i + 1) * slices // self.depth)) for i in range(self.depth)]
         return torch.stack([scans[:, start:stop].float().mean(1) for start, stop in bounds], 1)[:, None]
+
+    def over_slices(self, maps: Tensor, *, slices: int) -> Tensor:
+        """Maps (slices, h, w) of a scan's slices from maps (d, h, w) of the volume that they were made into."""
+        spread = _stretched(maps, self.depth)
+        return spread[:slices] if slices <= self.depth else _stretched(spread, slices)
+
+
+def _stretched(maps: Tensor, depth: int) -> Tensor:
+    size = (depth, *maps.shape[1:])
+    stretched: Tensor = functional.interpolate(maps[None, None], size, mode="trilinear")[0, 0]
+    return stretched

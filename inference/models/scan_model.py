@@ -37,6 +37,12 @@ class ScanModel(nn.Module, ABC):
     describes : bool
         Whether a descriptor says what was seen in the slice, so that the distance between two means something; not
         where it is the image itself.
+    last_maps : str
+        The module whose output are the last maps (n, c, …) with a place in the image: what Grad-CAM looks at.
+    beyond : tuple of int
+        By how many of the image's pixels these maps reach beyond it, before and behind.
+    draws_masks : bool
+        Whether `attend` gives masks that were trained as segmentations.
     """
 
     channels: int
@@ -49,6 +55,14 @@ class ScanModel(nn.Module, ABC):
     costly_decide: bool = False
     memory_format: torch.memory_format = torch.channels_last
     describes: bool = True
+    last_maps: str = "trunk.layer4"
+    beyond: tuple[int, int] = (0, 0)
+    draws_masks: bool = False
+
+    @property
+    def costly_shape(self) -> tuple[int, ...]:
+        """The shape of one of the images that the costly part sees: (channels, size, size)."""
+        return (self.channels, self.size, self.size)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -60,6 +74,10 @@ class ScanModel(nn.Module, ABC):
 
         They are (…, 1, labels) where there are none for each slice.
         """
+
+    def attend(self, images: Tensor) -> Tensor:
+        """Masks (n, masks, size, size) in 0…1. Raises ``ValueError`` for a network that draws none."""
+        raise ValueError("this network was made without attention and has no masks")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (b, s, labels) of b scans of s slices, and the family's auxiliary maps where it has any.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from db import associations, instances, jobs, performed_steps, results, studies
+from db import associations, fetches, instances, jobs, performed_steps, results, studies
 from db.associations import Association
 from db.engine import Database
 from db.instances import Instance
@@ -13,8 +13,9 @@ from db.performed_steps import News
 from db.studies import Pending
 from inference.result import Completeness
 from inference.series import InstanceFacts
-from node.assemble.evidence import gather
+from node.assemble.evidence import SOURCES, gather
 from node.assemble.memory import Moment, Watched
+from node.assemble.pacs_count import PacsCounts, pacs_count
 from node.assemble.revision import Act, judge, meaning
 from node.assemble.verdict import Pronounce, verdict
 from node.assemble.view import Arrived, StudyView, view_of
@@ -27,6 +28,7 @@ class Look:
     """What every study is looked at with.
 
     `open_now` are the associations that are open, `news` tells how far the performed procedure steps of a study are.
+    `fetched` are the studies of which everything came by a fetch; `counts` has what the PACS tells, where it is asked.
     """
 
     database: Database
@@ -35,15 +37,17 @@ class Look:
     at: Moment
     open_now: frozenset[str]
     news: Mapping[str, News]
+    fetched: frozenset[str] = frozenset()
+    counts: PacsCounts | None = None
 
 
 def at_receiving(look: Look, study: Pending, watched: Watched) -> bool:
     """A study that is being received has its verdict, where one is due; whether it has one now."""
     if not _is_due(look, study, watched):
         return False
-    view = _view(look, study, watched)
+    view = replace(_view(look, study, watched), pacs=look.counts.of(study.study_uid) if look.counts else None)
     watched.view, watched.judged_key, watched.judged_at = view, watched.key, look.at.steady
-    answer = verdict(gather(view, look.settings.assemble, look.at.steady))
+    answer = verdict(gather(view, look.settings.assemble, look.at.steady, sources=(*SOURCES, pacs_count)))
     if not isinstance(answer, Pronounce):
         watched.until = answer.until
         return False
@@ -66,6 +70,12 @@ def pronounce(look: Look, study: Pending, *, completeness: Completeness, seen: S
             reason=completeness.reason,
         )
     return stands
+
+
+def at_fetched(look: Look, study: Pending) -> bool:
+    """A study of which everything came by a fetch is kept unread; once anybody else has sent something, it is read."""
+    with look.database.write() as tx:
+        return fetches.keep_or_read(tx, study.study_uid)
 
 
 def at_late(look: Look, study: Pending, watched: Watched) -> bool:
@@ -91,7 +101,8 @@ def _is_due(look: Look, study: Pending, watched: Watched) -> bool:
     if _is_all_listed(look, study, watched):
         return True
     if now >= watched.last_at + waits.settle_time / 2:
-        return watched.judged_key != watched.key or now >= watched.until or _has_changed(look, watched.view)
+        told = _has_changed(look, watched.view) or _was_counted(look, watched)
+        return watched.judged_key != watched.key or now >= watched.until or told
     own = (peer.quiet_time for peer in look.settings.peers if peer.quiet_time is not None)
     soonest = min(waits.limit, waits.quiet_time, *own)
     return now >= watched.since + soonest and now >= watched.judged_at + waits.settle_time
@@ -120,6 +131,12 @@ def _has_ended(look: Look, view: StudyView | None) -> bool:
     """Whether an association has ended that was open when the study was last looked at."""
     known = view.associations if view else ()
     return any(a.ended_at is None and a.association_id not in look.open_now for a in known)
+
+
+def _was_counted(look: Look, watched: Watched) -> bool:
+    """Whether the PACS has told something since the study was last looked at."""
+    told = look.counts.of(watched.view.study_uid) if look.counts and watched.view else None
+    return told is not None and told.at > watched.judged_at
 
 
 def _view(look: Look, study: Pending, watched: Watched) -> StudyView:

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     SETTLED = "settled"
     QUIET = "quiet"
     AGE = "age"
+    PACS = "pacs"
 
 
 class Says(StrEnum):

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from db import associations, audit, instances, performed_steps, studies
+from db import associations, audit, fetches, instances, performed_steps, studies
 from db.engine import Database
 from db.states import StudyState
 from db.studies import Pending
 from inference.result import Completeness
-from node.assemble.look import Look, at_late, at_receiving, pronounce
+from node.assemble.look import Look, at_fetched, at_late, at_receiving, pronounce
 from node.assemble.memory import Memory, Moment, Watched
+from node.assemble.pacs_count import PacsCounts
 from node.config import Settings
 from node.log import log
 
 
-def tick(database: Database, settings: Settings, *, model: str, memory: Memory, at: Moment | None = None) -> int:
+def tick(
+    database: Database,
+    settings: Settings,
+    *,
+    model: str,
+    memory: Memory,
+    at: Moment | None = None,
+    counts: PacsCounts | None = None,
+) -> int:
     """Every study that needs a look has had it; returns how many verdicts, recalls, revisions and notes there were.
 
     Parameters
@@ -26,6 +35,8 @@ def tick(database: Database, settings: Settings, *, model: str, memory: Memory, 
         The same one at every call of this process. It saves work and measures durations on the monotonic clock.
     at : Moment, optional
         The present, where it is not the real one.
+    counts : PacsCounts, optional
+        What the PACS has told, where it is asked.
 
     Raises
     ------
@@ -36,10 +47,14 @@ def tick(database: Database, settings: Settings, *, model: str, memory: Memory, 
     with database.read() as tx:
         pending = studies.pending(tx)
         open_now = frozenset(a.association_id for a in associations.open_now(tx))
+        fetched = fetches.only_fetched(tx, [study.study_uid for study in pending if study.prior])
         receiving = [study.study_uid for study in pending if study.state is StudyState.RECEIVING]
         news = performed_steps.news(tx, receiving)
     memory.notice(pending, at)
-    look = Look(database=database, settings=settings, model=model, at=at, open_now=open_now, news=news)
+    look = Look(
+        database=database, settings=settings, model=model, at=at, open_now=open_now, news=news, fetched=fetched,
+        counts=counts,
+    )  # fmt: skip
     return sum(_at_study(look, study, memory.of(study.study_uid)) for study in pending)
 
 
@@ -57,6 +72,8 @@ def _at_study(look: Look, study: Pending, watched: Watched) -> bool:
 
 
 def _decided(look: Look, study: Pending, watched: Watched) -> bool:
+    if study.study_uid in look.fetched or study.state is StudyState.ARCHIVED:
+        return at_fetched(look, study)
     if study.state is not StudyState.RECEIVING:
         return at_late(look, study, watched)
     if look.at.steady >= watched.failing_since + look.settings.assemble.limit:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inference.result import Completeness
 from node.assemble.evidence import Evidence, Kind, Says
 
-ENDINGS = frozenset({Kind.ASSOCIATION, Kind.LISTED, Kind.DISCONTINUED})
+ENDINGS = frozenset({Kind.ASSOCIATION, Kind.LISTED, Kind.DISCONTINUED, Kind.PACS})
 """The kinds of evidence that tell that a sender has sent everything it means to send."""
 
 _OVER = frozenset({Kind.QUIET, Kind.PERFORMED, Kind.DISCONTINUED})

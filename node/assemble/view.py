@@ -70,13 +70,24 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PacsCount:
+    """How many instances of each series the PACS `name` held in the second `at`; `stable` when it was so twice."""
+
+    name: str
+    at: float
+    series: Mapping[str, int]
+    stable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyView:
     """A study as its evidence is taken from it.
 
     `seen` are the SOP Instance UIDs that no verdict has counted; `refused` the codes of series that cannot be read.
     The times, and `carriers`, tell of this revision alone: the first instance, the last, the last image, and the last
     image of a candidate. Objects without pixels (a report that comes back) do not keep a study waiting. `held` are the
-    SOP Instance UIDs of everything that has come, by series; `steps` the performed procedure steps that made it.
+    SOP Instance UIDs of everything that has come, by series; `steps` the performed procedure steps that made it; `pacs`
+    is what the PACS has told.
     """
 
     study_uid: str
@@ -93,6 +104,7 @@ class StudyView:
     held: Mapping[str, frozenset[str]] = field(default_factory=dict)
     steps: tuple[PerformedStep, ...] = ()
     quiet_time: float
+    pacs: PacsCount | None = None
 
     def with_role(self, role: Role) -> tuple[Candidate, ...]:
         """The candidates of one role, best first."""

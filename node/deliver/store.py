@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import Comprehensive3DSRStorage
 from pynetdicom.association import Association
 
 from db.deliveries import Delivery
@@ -17,7 +16,7 @@ from node.errors import PeerUnreachable
 from node.scu import associate, checked
 
 ReportFor = Callable[[str, int], Path]
-"""Answers where the report on (study UID, revision) lies."""
+"""Answers where the report on (study UID, revision) lies; or what else is made of it, and stored like a report."""
 
 # PS3.4 table B.2-1 and PS3.7 C.5: statuses after which the far side holds the object.
 _HELD = {
@@ -51,8 +50,9 @@ def store_report(*, remote: RemoteSection, own_ae_title: str, timeout: float, re
 
     def act(delivery: Delivery) -> Receipt:
         report = dcmread(report_for(delivery.study_uid, delivery.revision))
-        contexts = [Comprehensive3DSRStorage]
-        with associate(remote, own_ae_title=own_ae_title, contexts=contexts, timeout=timeout) as association:
+        with associate(
+            remote, own_ae_title=own_ae_title, contexts=[report.SOPClassUID], timeout=timeout
+        ) as association:
             status = checked(_store(association, report), doing=f"C-STORE to {remote.ae_title}", accept=tuple(_HELD))
         return Receipt(detail=f"{_HELD[status]} (0x{status:04X})", sop_instance_uid=str(report.SOPInstanceUID))
 

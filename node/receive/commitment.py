@@ -41,7 +41,7 @@ REQUEST_COMMITMENT = 1
 EVENT_TYPES = (1, 2)
 """Successful; failures exist (PS3.4 table J.3-2)."""
 
-LARGEST = 16 * 1024 * 1024
+LARGEST = 8 * 1024 * 1024
 """Bytes of one request; an instance takes about 120."""
 
 POLL_SECONDS = 0.1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 GROWTH = 4 * 1024 * 1024
 """Bytes by which a segment is preallocated in its first life, so that little is reserved where little arrives."""
+_ZEROS = bytes(GROWTH)
 MOST_PARTS = 512
 """Buffers handed to the kernel at once; Linux takes 1024 (``IOV_MAX``)."""
 
@@ -77,7 +78,11 @@ class Files:
 
 
 class Segment:
-    """A file that is preallocated, written in place and used again: its flush moves bytes and no metadata."""
+    """A file that is preallocated, written in place and used again: its flush moves bytes and no metadata.
+
+    Preallocated with zeros, because space that is only reserved has to be marked as written when it first is, and that
+    makes the flush wait for the file system's own journal as well.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,6 +95,7 @@ class Segment:
         if end > self._size:
             grown = max(end, self._size + GROWTH)
             os.posix_fallocate(self._descriptor, self._size, grown - self._size)
+            _write_all(self._descriptor, (memoryview(_ZEROS)[: grown - end],), at=end)
             self._size = grown
         _write_all(self._descriptor, parts, at=at)
 

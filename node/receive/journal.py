@@ -86,7 +86,7 @@ class Journal:
         self._filled: list[_Run] = []
         self._full: deque[_Run] = deque()
         self._paths = sorted(folder.glob("segment-*"))
-        self._free = deque(files.segment(path) for path in self._paths)
+        self._free = [files.segment(path) for path in self._paths]
         self._made = len(self._free)
         self.serial = max((first for path in self._paths if (first := _first_serial(path))), default=0)
 
@@ -128,6 +128,8 @@ class Journal:
 
     def settle(self) -> None:
         """The rows of everything appended are in: segments that became full may be freed by and by."""
+        if not self._filled:
+            return
         with self._changed:
             self._full.extend(self._filled)
             self._filled.clear()
@@ -187,7 +189,7 @@ class Journal:
                 self._made += 1
             if not self._changed.wait_for(lambda: bool(self._free), ROOM_SECONDS):
                 raise OSError(errno.ENOSPC, "the journal is full: the archive or the database is not keeping up")
-            return self._free.popleft()
+            return self._free.pop()  # the one used last is the one in the kernel's memory
 
 
 def _length(parts: Parts) -> int:

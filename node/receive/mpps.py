@@ -47,7 +47,7 @@ MISSING_VALUE = 0x0121  # PS3.7 C.5.14
 RESOURCE_LIMIT = 0x0213  # PS3.7 C.5.22
 MAY_NO_LONGER_BE_UPDATED = 0xA710  # Error ID, PS3.4 F.7.2.2
 
-LARGEST = 16 * 1024 * 1024
+LARGEST = 8 * 1024 * 1024
 """Bytes of one attribute list; an instance in it takes about 120."""
 
 STATUS = "PerformedProcedureStepStatus"

@@ -6,6 +6,7 @@ import socket
 import threading
 import traceback
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pynetdicom.association import Association
@@ -21,9 +22,16 @@ _NAME = "AcceptorThread@"
 """pynetdicom finds its acceptors by this part of their threads' names."""
 
 
-def receiver_name(settings: Settings) -> str:
-    """What this receiving process is called: the same after a restart, different from every other one."""
-    return f"{socket.gethostname()[:48]}:{settings.node.port}"
+MOST_PROCESSES = 16
+
+
+def receiver_name(settings: Settings, *, number: int = 0) -> str:
+    """What a receiving process is called: the same after a restart, different from every other one.
+
+    `number` tells those apart that share one port; the first is called as if it were alone.
+    """
+    name = f"{socket.gethostname()[:48]}:{settings.node.port}"
+    return f"{name}#{number}" if number else name
 
 
 def association_id_of(association: Association) -> str:
@@ -65,18 +73,21 @@ class Roll:
         Where they are recorded.
     receiver : str
         The name of this receiving process.
+    beside : sequence of str
+        The names of those that share its port: limits are those of all together.
     """
 
-    def __init__(self, *, database: Database, receiver: str) -> None:
+    def __init__(self, *, database: Database, receiver: str, beside: Sequence[str] = ()) -> None:
         self._database = database
         self._receiver = receiver
+        self._beside = tuple(beside)
         self._changed = threading.Condition()
         self._entries: dict[Association, _Entry] = {}
 
-    def close_lost(self) -> None:
-        """What a former life of this receiver left open stands as lost."""
+    def close_lost(self, *former: str) -> None:
+        """What a former life of this receiver, or any of these that exist no more, left open stands as lost."""
         with self._database.write() as tx:
-            lost = associations.close_lost(tx, receiver=self._receiver)
+            lost = sum(associations.close_lost(tx, receiver=name) for name in (self._receiver, *former))
         if lost:
             log().warning("associations_lost", count=lost)
 
@@ -93,6 +104,10 @@ class Roll:
             self._entries[association] = entry
         try:
             with self._database.write() as tx:
+                elsewhere = associations.callers_of(tx, receivers=self._beside) if self._beside else ()
+                if self._is_full(caller, elsewhere, maximum=maximum, maximum_of_ae=maximum_of_ae):
+                    self._strike(association)
+                    return False
                 associations.opened(
                     tx,
                     association_id=entry.association_id,
@@ -107,6 +122,12 @@ class Roll:
         association.name = f"{_NAME}{entry.association_id}"
         log().info("association_opened", association_id=entry.association_id, **_who(caller))
         return True
+
+    def _is_full(self, caller: Caller, elsewhere: Sequence[str], *, maximum: int, maximum_of_ae: int) -> bool:
+        """Whether this association, which counts already, is one too many together with those of other processes."""
+        with self._changed:
+            callers = [*elsewhere, *(entry.caller.calling_ae for entry in self._entries.values())]
+        return len(callers) > maximum or callers.count(caller.calling_ae) > maximum_of_ae
 
     def note(self, association: Association, note: str) -> None:
         """Should the association end now, `note` says why."""

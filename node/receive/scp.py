@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from socketserver import BaseServer
-from typing import Any, cast
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
@@ -15,13 +19,13 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import RequestHandler
 
 from db import audit
 from db.associations import ABORTED, RELEASED
 from db.engine import Database
 from node.config import Settings
-from node.errors import StartError
+from node.errors import OutOfResources, StartError
 from node.log import log
 from node.receive.access import (
     CALLING_AE_NOT_RECOGNIZED,
@@ -33,10 +37,11 @@ from node.receive.access import (
 )
 from node.receive.connections import Connection, Connections
 from node.receive.disk import MEGABYTE, Disk
-from node.receive.roll import Caller, Roll, failure, receiver_name
+from node.receive.listener import Listener, Lock
+from node.receive.reactor import EventConnection, Spool
+from node.receive.roll import MOST_PROCESSES, Caller, Roll, failure, receiver_name
 from node.service import Service
 
-BACKLOG = 128
 POLL_SECONDS = 0.25
 ABORT_SECONDS = 5.0
 
@@ -52,8 +57,10 @@ class Scp:
         Where associations are recorded.
     services : sequence of Service
         What is offered. An operation (C-STORE, N-CREATE …) is answered by one service only.
-    request_handler : type, optional
-        What pynetdicom makes of an accepted connection; a faster reactor plugs in here.
+    request_handler : callable, optional
+        What pynetdicom makes of an accepted connection; the configured reactor's when left out.
+    number : int
+        Which of the processes that share the port this is; the first is 0.
     """
 
     def __init__(
@@ -62,7 +69,8 @@ class Scp:
         settings: Settings,
         database: Database,
         services: Sequence[Service],
-        request_handler: type[RequestHandler] | None = None,
+        request_handler: Callable[..., RequestHandler] | None = None,
+        number: int = 0,
     ) -> None:
         operations = [event for service in services for event, _, _ in service.handlers if event.is_intervention]
         if len(operations) != len(set(operations)):
@@ -72,10 +80,22 @@ class Scp:
         self._services = services
         self._disk = Disk.of(settings)
         self._access = Access(settings=settings, disk=self._disk)
-        self._roll = Roll(database=database, receiver=receiver_name(settings))
+        if number >= settings.receive.processes:
+            raise StartError(
+                f"[receive] processes = {settings.receive.processes}: there is no receiving process {number}"
+            )
+        names = [receiver_name(settings, number=other) for other in range(MOST_PROCESSES)]
+        processes = settings.receive.processes
+        self._former = names[processes:] if number == 0 else []
+        self._roll = Roll(
+            database=database,
+            receiver=names[number],
+            beside=[name for name in names[:processes] if name != names[number]],
+        )
+        self._lock = Lock(_lock_file(settings, names[number])) if processes > 1 else None
         self._connections = Connections()
-        self._request_handler = request_handler or Connection
-        self._server: _Server | None = None
+        self._request_handler = request_handler or _request_handler(settings, services)
+        self._server: Listener | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -94,12 +114,14 @@ class Scp:
             The address or port cannot be listened on.
         """
         _quiet()
-        server = self._listening()
-        try:
-            self._roll.close_lost()  # only now: a receiver of this name that still runs would hold the port
-        except BaseException:
-            server.server_close()
-            raise
+        with ExitStack() as undo:
+            if self._lock is not None:
+                self._lock.take()
+                undo.callback(self._lock.release)
+            server = self._listening()
+            undo.callback(server.server_close)
+            self._roll.close_lost(*self._former)  # only now: a receiver of this name that still runs holds port or lock
+            undo.pop_all()
         self._server = server
         self._thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), name="listener", daemon=True)
         self._thread.start()
@@ -132,6 +154,8 @@ class Scp:
             self._roll.leave(association, ABORTED)
         for service in self._services:
             service.close()
+        if self._lock is not None:
+            self._lock.release()
         log().info("stopped_listening", drained=drained)
 
     def detail(self) -> dict[str, Any]:
@@ -143,13 +167,14 @@ class Scp:
             "accepts_images": not self._disk.is_low(),
         }
 
-    def _listening(self) -> _Server:
+    def _listening(self) -> Listener:
         node, receive = self._settings.node, self._settings.receive
         entity = ApplicationEntity(node.ae_title)
         entity.maximum_pdu_size = receive.maximum_pdu_size
         entity.acse_timeout = receive.acse_timeout
         entity.dimse_timeout = receive.dimse_timeout
         entity.network_timeout = receive.network_timeout
+        entity.connection_timeout = receive.acse_timeout  # of the associations that a C-MOVE opens
         entity.maximum_associations = 1 << 30  # pynetdicom counts threads that have ended in all but name; we count
         own = [
             (evt.EVT_REQUESTED, self._requested),
@@ -160,7 +185,7 @@ class Scp:
         ]
         try:
             return cast(
-                _Server,
+                Listener,
                 entity.make_server(
                     (node.address, node.port),
                     contexts=[
@@ -169,9 +194,10 @@ class Scp:
                         for uid, syntaxes in s.contexts
                     ],
                     evt_handlers=[*own, *(handler for service in self._services for handler in service.handlers)],
-                    server_class=_Server,
+                    server_class=Listener,
                     request_handler=self._request_handler,
                     tend=self._tend,
+                    shares_port=self._lock is not None,
                 ),
             )
         except OSError as error:
@@ -241,25 +267,25 @@ class Scp:
         self._roll.leave(event.assoc, ABORTED)
 
 
-class _Server(ThreadedAssociationServer):
-    """pynetdicom's server, with a backlog for scanners that open many associations at once."""
+def _nowhere(**_: str) -> NoReturn:
+    raise OutOfResources("no service stores here")
 
-    request_queue_size = BACKLOG
-    daemon_threads = True
 
-    def __init__(self, *args: Any, tend: Callable[[], None], **kwargs: Any) -> None:
-        self._tend = tend
-        super().__init__(*args, **kwargs)
+def _lock_file(settings: Settings, receiver: str) -> Path:
+    return settings.node.data / (re.sub(r"[^A-Za-z0-9-]", "-", receiver) + ".lock")
 
-    def service_actions(self) -> None:
-        """Called by the listening loop every `POLL_SECONDS`."""
-        super().service_actions()
-        self._tend()
 
-    def stop(self) -> None:
-        """Nobody is listening. Not `shutdown`, which expects `ApplicationEntity.start_server` to have been used."""
-        BaseServer.shutdown(self)
-        self.server_close()
+def _request_handler(settings: Settings, services: Sequence[Service]) -> Callable[..., RequestHandler]:
+    """What makes an association of a connection, by ``[receive] reactor``. Raises ``StartError``."""
+    if settings.receive.reactor == "library":
+        return Connection
+    if not hasattr(os, "eventfd"):
+        raise StartError('[receive] reactor = "event" needs Linux; set it to "library"')
+    spool = Spool(
+        memory=settings.receive.spool_above_mb * MEGABYTE,
+        open=next((service.spool for service in services if service.spool is not None), _nowhere),
+    )
+    return partial(EventConnection, spool=spool)
 
 
 class _SharedContext(PresentationContext):

@@ -12,9 +12,8 @@ C000      Error: Cannot understand                       unreadable, broken off,
 
 Whatever is not 0000 carries an Error Comment (0000,0902) in plain words and without any value of the data set.
 
-Objects are held in memory while they arrive, one per association, because only so a full disk can be answered with
-A700 rather than by a broken association. The bound of the process is therefore the number of associations times the
-largest object: half a megabyte each for CT slices.
+An object is held in memory while it arrives, up to ``[receive] spool_above_mb``; a larger one goes into a file, which
+becomes the archive's own. Either way a full disk is answered with A700 rather than by a broken association.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from node.receive.dataset import Facts
 from node.receive.disk import Disk
 from node.receive.files import Files
 from node.receive.intake import KEPT_ASIDE_COMMENT, KEPT_ASIDE_STATUS, Intake, StoreRequest, Taken
+from node.receive.reactor import Collected
 from node.receive.roll import association_id_of, failure
 from node.receive.uids import NATIVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, is_storage_class, preferred_syntaxes
 from node.service import Service
@@ -78,6 +78,7 @@ def service_of(intake: Intake) -> Service:
             (evt.EVT_C_STORE, _c_store, [intake]),
         ),
         close=intake.close,
+        spool=intake.spool,
     )
 
 
@@ -94,9 +95,15 @@ def _support_what_is_proposed(event: Event) -> None:
     # A class offered in unknown syntaxes only is kept with one that it lacks, so that the answer is "transfer syntaxes
     # not supported" (PS3.8 table 9-18) and not "abstract syntax not supported".
     association.acceptor.supported_contexts = others + [
-        build_context(uid, list(preferred_syntaxes(contexts)) or [ImplicitVRLittleEndian])
+        _either_way(build_context(uid, list(preferred_syntaxes(contexts)) or [ImplicitVRLittleEndian]))
         for uid, contexts in proposed.items()
     ]
+
+
+def _either_way(context: PresentationContext) -> PresentationContext:
+    # Who retrieves by C-GET proposes to be the SCP itself (PS3.7 D.3.3.4); without a proposal the roles stay as usual.
+    context.scu_role = context.scp_role = True
+    return context
 
 
 def _private_classes_are_storage(event: Event) -> dict[Any, SOPClassCommonExtendedNegotiation]:
@@ -116,7 +123,7 @@ def _proposals(event: Event) -> list[PresentationContext]:
     return [] if request is None else request.presentation_context_definition_list
 
 
-def _c_store(event: Event, intake: Intake) -> Dataset:
+def _c_store(event: Event, intake: Intake) -> Dataset | int:
     """The status of a C-STORE: after everything is durable, and whatever happens."""
     request: Any = event.request
     known = {"association_id": association_id_of(event.assoc), "calling_ae": event.assoc.requestor.ae_title}
@@ -127,7 +134,7 @@ def _c_store(event: Event, intake: Intake) -> Dataset:
                 transfer_syntax_uid=str(event.context.transfer_syntax),
                 sop_class_uid=str(request.AffectedSOPClassUID),
                 sop_instance_uid=str(request.AffectedSOPInstanceUID),
-                data=request.DataSet,
+                data=request.DataSet.taken() if isinstance(request.DataSet, Collected) else request.DataSet,
                 **known,
             )
         )
@@ -139,12 +146,11 @@ def _c_store(event: Event, intake: Intake) -> Dataset:
         log().error("not_stored", status=f"0x{CannotUnderstand.status:04X}", **failure(error), **known)
         return _answer(CannotUnderstand.status, "internal error")
     log().debug("taken", taken=taken.value, sop_instance_uid=str(request.AffectedSOPInstanceUID), **known)
-    return _answer(KEPT_ASIDE_STATUS, KEPT_ASIDE_COMMENT) if taken is Taken.KEPT_ASIDE else _answer(0x0000, "")
+    return _answer(KEPT_ASIDE_STATUS, KEPT_ASIDE_COMMENT) if taken is Taken.KEPT_ASIDE else 0x0000
 
 
 def _answer(status: int, comment: str) -> Dataset:
     answer = Dataset()
     answer.Status = status
-    if comment:
-        answer.ErrorComment = comment[:64]  # LO
+    answer.ErrorComment = comment[:64]  # LO
     return answer

@@ -125,6 +125,13 @@ NOTHING_RECEIVED = _own(value="no_series", meaning="No series is known")
 OUT_OF_DISTRIBUTION = _own(value="out_of_distribution", meaning="The scan is unlike those the models were trained on")
 NO_CONCLUSION = _own(value="no_conclusion", meaning="A series was chosen, but reading it came to no conclusion")
 
+# What masks enclose, and what a segment is of. Only where a site has turned locations on.
+VOLUME = _sct(value="118565006", meaning="Volume")
+MINIMUM = _sct(value="255605001", meaning="Minimum")
+MAXIMUM = _sct(value="56851009", meaning="Maximum")
+CUBIC_CENTIMETRE = Concept(value="cm3", scheme="UCUM", meaning="cubic centimeter", source=Source.DICTIONARY)
+ABNORMAL_STRUCTURE = _sct(value="49755003", meaning="Morphologically Abnormal Structure")  # CID 7150
+
 
 def own_reason(code: str) -> Concept:
     """The concept for a reason code that the selection of series gave, such as ``too_few_slices``.

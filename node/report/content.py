@@ -37,6 +37,7 @@ from node.report.identifiers import device_uid, tracking_uid
 MANUFACTURER = "Hemonode"
 NODE = "hemonode"
 NOT_FOR_DIAGNOSIS = "Result of software, not for diagnosis: it orders the reading worklist and replaces no reading."
+FOR_RESEARCH = "Volume and locations are for research: this device does not mark images in clinical use."
 DEMONSTRATION = "DEMONSTRATION WEIGHTS - NOT FOR CLINICAL USE"
 
 _PRESENCE = {Outcome.POSITIVE: codes.PRESENT, Outcome.NEGATIVE: codes.ABSENT, Outcome.NOT_ANALYSED: codes.UNDETERMINED}
@@ -117,7 +118,7 @@ def _reading_groups(
             finding_type=meant.finding.coded(),
             finding_sites=[FindingSite(anatomic_location=meant.site.coded())],
             algorithm_id=_algorithm(reading, finding),
-            measurements=[_number(finding)],
+            measurements=[_number(finding), *(_volume(reading) if finding is reading.findings[0] else ())],
             qualitative_evaluations=[QualitativeEvaluation(name=codes.PRESENCE.coded(), value=presence.coded())],
             source_images=_sources(reading, finding, images) if finding.present else None,
         )
@@ -142,6 +143,24 @@ def _number(finding: Finding) -> Measurement:
     if finding.probability is not None:
         name, value = (codes.PROBABILITY, finding.probability)
     return Measurement(name=name.coded(), value=round(float(value), 6), unit=codes.NO_UNITS.coded())
+
+
+def _volume(reading: ModelReading) -> Iterator[Measurement]:
+    """What the model's masks enclose, with its range; nothing unless locations were asked for."""
+    if reading.volume is None:
+        return
+    values = (
+        (None, reading.volume.ml),
+        (codes.MINIMUM, reading.volume.low_ml),
+        (codes.MAXIMUM, reading.volume.high_ml),
+    )
+    for derivation, value in values:
+        yield Measurement(
+            name=codes.VOLUME.coded(),
+            value=round(value, 2),
+            unit=codes.CUBIC_CENTIMETRE.coded(),
+            derivation=derivation.coded() if derivation else None,
+        )
 
 
 def _algorithm(reading: ModelReading, finding: Finding) -> AlgorithmIdentification:
@@ -243,6 +262,8 @@ def _study_statements(result: StudyResult) -> Iterator[ContentItem]:
     if result.demonstration:
         yield _text(codes.COMMENT, DEMONSTRATION)
     yield _text(codes.COMMENT, NOT_FOR_DIAGNOSIS)
+    if any(reading.volume is not None for reading in result.readings):
+        yield _text(codes.COMMENT, FOR_RESEARCH)
     yield _code(codes.INTRACRANIAL_HAEMORRHAGE, _PRESENCE[result.outcome])
     yield _text(codes.CONCLUSION, result.reason)
     whole = result.completeness.complete

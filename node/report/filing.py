@@ -133,7 +133,7 @@ def _file(material: _Material, *, archive: Path, device: Device) -> None:
         predecessor=None if before is None else Predecessor.of(study_uid=result.study_uid, revision=before),
     )
     path = report_path(archive, study_uid=result.study_uid, revision=result.revision)
-    _write_durably(path, to_bytes(document))
+    write_durably(path, to_bytes(document))
     log().info("report_filed", study_uid=result.study_uid, revision=result.revision, images=len(evidence))
 
 
@@ -165,7 +165,7 @@ def _zone(image: Dataset) -> dt.tzinfo | None:
     return dt.timezone(-delta if sign == "-" else delta)
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
     """The file is whole under its name and survives power loss: written aside, synchronised, renamed."""
     unfinished = path.parent.parent / UNFINISHED
     for folder in (unfinished, path.parent):

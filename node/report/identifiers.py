@@ -31,6 +31,16 @@ def series_uid(*, study_uid: str, revision: int) -> UID:
     return derived_uid("sr-series", study_uid, revision)
 
 
+def segmentation_uid(*, study_uid: str, revision: int) -> UID:
+    """SOP Instance UID of the segmentation on this revision."""
+    return derived_uid("seg", study_uid, revision)
+
+
+def segmentation_series_uid(*, study_uid: str, revision: int) -> UID:
+    """Series Instance UID of the segmentation; a series each, as for reports."""
+    return derived_uid("seg-series", study_uid, revision)
+
+
 def tracking_uid(*, study_uid: str, subject: str, label: str) -> UID:
     """Tracking UID of what `subject` (a model, or the node) says about `label`: one through all revisions."""
     return derived_uid("tracking", study_uid, subject, label)
@@ -43,6 +53,15 @@ def device_uid(ae_title: str) -> UID:
 
 def report_path(archive: Path, *, study_uid: str, revision: int) -> Path:
     """Where the report lies. Raises ``ValueError`` for a UID that is none: it will become part of a path."""
+    return _folder(archive, study_uid) / f"{revision}.dcm"
+
+
+def segmentation_path(archive: Path, *, study_uid: str, revision: int) -> Path:
+    """Where the segmentation lies. Raises ``ValueError`` as `report_path` does."""
+    return _folder(archive, study_uid) / f"{revision}-segmentation.dcm"
+
+
+def _folder(archive: Path, study_uid: str) -> Path:
     if len(study_uid) > _LONGEST_UID or not _UID.fullmatch(study_uid):
         raise ValueError("not a Study Instance UID")
-    return archive / "reports" / study_uid / f"{revision}.dcm"
+    return archive / "reports" / study_uid

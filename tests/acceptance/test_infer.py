@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 
 from tests.running_node import command, write_config
@@ -55,3 +57,53 @@ def test_the_real_head_is_read_and_reported(head_ct: Path, config: Path, tmp_pat
     assert result["outcome"] == "positive"
     assert all(len(reading["slices"]) == 28 for reading in result["readings"])
     assert dcmread(tmp_path / "sr.dcm").StudyInstanceUID == result["study_uid"]
+
+
+def test_any_model_reads_a_folder_by_name_or_by_directory(
+    config: Path, exams: Exams, finding_nothing: dict[str, Path]
+) -> None:
+    exam = exams.new()
+    chosen = ("--model", "radnet", "--model", finding_nothing["cnn-lstm"], "--json")
+    done = command("infer", exam.folder, "--config", config, *chosen)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    found = {reading["name"]: reading["findings"][0]["present"] for reading in result["readings"]}
+    assert found == {"radnet": True, "cnn-lstm": False}
+    assert result["outcome"] == "positive"
+
+
+def test_an_unknown_model_is_an_error_that_names_the_known_ones(config: Path, exams: Exams) -> None:
+    done = command("infer", exams.new().folder, "--config", config, "--model", "unet")
+    assert done.returncode == 2
+    assert "radnet, cnn-lstm, demo-cnn-lstm, demo-radnet" in " ".join(done.stderr.split())
+
+
+def test_where_the_models_looked_becomes_pictures_and_a_segmentation(
+    config: Path, exams: Exams, tmp_path: Path
+) -> None:
+    exam = exams.new("localizer", "axial")
+    folder, seg = tmp_path / "pictures", tmp_path / "seg.dcm"
+    done = command("infer", exam.folder, "--config", config, "--overlay", folder, "--seg", seg, "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    volumes = {reading["name"]: reading["volume"] for reading in result["readings"]}
+    assert volumes["cnn-lstm"] is None
+    assert volumes["radnet"]["low_ml"] <= volumes["radnet"]["ml"] <= volumes["radnet"]["high_ml"]
+    for name in ("radnet", "cnn-lstm"):
+        assert len(list((folder / name).glob("*.png"))) == 16
+        with Image.open(folder / f"{name}.png") as sheet:
+            assert sheet.format == "PNG"
+    with Image.open(folder / "radnet" / "0008.png") as picture:
+        red, green, blue = np.asarray(picture.convert("RGB"), dtype=int)[:128, :128].reshape(-1, 3).T
+    assert ((red > blue + 20) & (red >= green)).any(), "a colour that no CT has"
+    segmentation = dcmread(seg)
+    assert (segmentation.Modality, segmentation.StudyInstanceUID) == ("SEG", exam.study_uid)
+
+
+def test_models_that_draw_no_masks_have_no_segmentation(config: Path, exams: Exams, tmp_path: Path) -> None:
+    done = command(
+        "infer", exams.new().folder, "--config", config, "--model", "cnn-lstm", "--seg", tmp_path / "seg.dcm"
+    )
+    assert done.returncode == 1
+    assert "no model that was read with draws masks" in done.stderr
+    assert not (tmp_path / "seg.dcm").exists()

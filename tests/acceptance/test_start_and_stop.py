@@ -129,6 +129,6 @@ def test_a_signal_while_a_scanner_sends_drains_and_exits_0_and_nothing_acknowled
 def test_models_and_status_speak_json(tmp_path: Path, finding_nothing: dict[str, Path]) -> None:
     done = command("models", "--config", write_config(tmp_path, models=finding_nothing), "--json")
     assert done.returncode == 0
-    told = json.loads(done.stdout)
+    told = json.loads(done.stdout)["configured"]
     assert {card["name"] for card in told} == {"radnet", "cnn-lstm"}
     assert all(re.fullmatch("[0-9a-f]{64}", card["sha256"]) and card["demonstration"] for card in told)

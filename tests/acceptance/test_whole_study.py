@@ -247,3 +247,15 @@ def test_the_log_names_no_patient(node: RunningNode, whole: Exam, localizers: Ex
     assert whole.study_uid in node.log
     assert [text for text in private if text in node.log] == []
     assert re.findall(r"level=(?:error|critical)\b.*", node.log) == []
+
+
+def test_nothing_that_says_where_a_bleed_is_leaves_or_is_even_made(
+    node: RunningNode, whole: Exam, far_side: FarSide
+) -> None:
+    (report,) = far_side.reports_of(whole.study_uid)
+    text = report.to_json()
+    assert not [word for word in ("Volume", "Segment", "118565006", "SCOORD") if word in text]
+    story = node.json("show", whole.study_uid)
+    assert {delivery["kind"] for delivery in story["deliveries"]} == {"flag", "sr"}
+    assert all(reading["volume"] is None for reading in story["results"][0]["readings"])
+    assert list((node.settings.archive / "reports").rglob("*segmentation*")) == []

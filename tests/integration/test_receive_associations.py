@@ -197,7 +197,7 @@ def test_a_cable_pulled_in_the_middle_of_an_instance_leaves_an_aborted_associati
 def test_an_abort_in_the_middle_of_an_instance_is_recorded_as_the_peers(
     connected: socket.socket, database: Database
 ) -> None:
-    pdv = struct.pack(">LB", 22, 1) + b"\0" * 21
+    pdv = struct.pack(">LBB", 22, 1, 0x01) + b"\0" * 20  # a command's fragment, not the last
     connected.sendall(struct.pack(">BBL", 4, 0, len(pdv)) + pdv)
     connected.sendall(struct.pack(">BBLBBBB", 7, 0, 4, 0, 0, 0, 0))
     wait_until(lambda: outcomes(database) == [("aborted", "aborted by the peer")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from inference import card as cards
+from inference.card import ModelCard
 from training import run as running
+from training.__main__ import app
 from training.errors import DataError, LeakageError, TrainingError
+from training.loop import Budget, fit
 from training.run import Asked
+from training.schedules import thirds
+from training.team import Team
 
 ROOT = Path(__file__).parents[2]
 HEADS = "phantom:count=8,first=1,presets=easy,sizes=64,thicknesses=16"
@@ -40,6 +47,16 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, ModelCard]:
+    """A run by one process that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    card = running.train(asked(out, cache))
+    assert card is not None
+    return out, card
 
 
 def asked(out: Path, cache: Path) -> Asked:
@@ -95,9 +112,11 @@ def step_of(path: Path) -> int:
         return int(file.metadata()["step"])
 
 
-def test_a_run_that_was_killed_ends_as_one_that_was_not_bit_for_bit(tmp_path: Path, cache: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    card = running.train(asked(whole, cache))
+def test_a_run_that_was_killed_ends_as_one_that_was_not_bit_for_bit(
+    tmp_path: Path, cache: Path, whole: tuple[Path, ModelCard]
+) -> None:
+    killed = tmp_path / "killed"
+    undisturbed, card = whole
     process = subprocess.Popen([sys.executable, "-m", "node.cli", *command(killed, cache)], cwd=ROOT)
     deadline = time.monotonic() + 120
     while step_of(killed / "checkpoint.safetensors") < 3 and process.poll() is None:
@@ -107,19 +126,17 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not_bit_for_bit(tmp_path: Pa
     assert process.wait(timeout=30) == -signal.SIGKILL, "it was over before it was killed"
     assert not (killed / "model").exists()
     again = running.train(asked(killed, cache))
-    assert card is not None
     assert again is not None
     assert again.sha256 == card.sha256
     for name in ("checkpoint", "best"):
-        first, second = weights(whole, name), weights(killed, name)
+        first, second = weights(undisturbed, name), weights(killed, name)
         assert all(torch.equal(first[key], second[key]) for key in first)
-    assert figures(killed) == figures(whole)
+    assert figures(killed) == figures(undisturbed)
     assert again.provenance.data.endswith(card.provenance.data.rpartition(" ")[2])
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, cache: Path) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    running.train(asked(alone, cache))
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, cache: Path, whole: tuple[Path, ModelCard]) -> None:
+    together, (alone, _) = tmp_path / "together", whole
     torchrun = [
         sys.executable,
         "-m",
@@ -150,59 +167,53 @@ def untrained() -> dict[str, torch.Tensor]:
     return running.FAMILIES[recipe.family](recipe.architecture | NETWORK).state_dict()
 
 
-def test_batches_that_processes_cannot_share_are_refused(tmp_path: Path, cache: Path) -> None:
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "training",
-    ]
-    done = subprocess.run(
-        [*torchrun, *command(tmp_path, cache, "--set", "accumulate=1")],
-        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "2 processes cannot share the 1 batches of a step evenly" in done.stderr
+def test_batches_that_processes_cannot_share_are_refused() -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(TrainingError, match="2 processes cannot share the 3 batches of a step evenly"):
+        fit(
+            model,
+            optimizer,
+            lambda _: model(torch.ones(1)).sum(),
+            budget=Budget(steps=1),
+            schedule=thirds,
+            seed=0,
+            accumulate=3,
+            team=Team(size=2),
+        )
 
 
 def test_a_model_is_judged_on_others_patients_only_and_its_card_says_what_it_was_made_from(
-    tmp_path: Path, cache: Path
+    tmp_path: Path, cache: Path, whole: tuple[Path, ModelCard]
 ) -> None:
-    running.train(asked(tmp_path / "run", cache))
-    model = tmp_path / "run" / "model"
-    card, _ = cards.load(model)
+    model, card = tmp_path / "model", whole[1]
+    shutil.copytree(whole[0] / "model", model)
     assert card.demonstration
     assert card.provenance.recipe.startswith("hemonode train radnet: ")
+    assert set(card.figures) >= {"scans", "prior", "validation", "test", "calibration", "warnings"}
     sides = json.loads((model / "dataset.json").read_text())["sides"]
     assert sum(map(len, sides.values())) == 8
+    fresh, other = HEADS.replace("first=1", "first=900"), HEADS.replace("first=1", "first=950").replace("=8", "=12")
+    shared = ["evaluate", str(model), "--cache", str(cache), "--workers", "1"]
 
-    def judge(data: str) -> subprocess.CompletedProcess[str]:
-        line = [
-            sys.executable,
-            "-m",
-            "node.cli",
-            "evaluate",
-            str(model),
-            "--data",
-            data,
-            "--cache",
-            str(cache),
-            "--workers",
-            "1",
-        ]
-        return subprocess.run([*line, "--write"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-    known = judge(HEADS)
+    line = [sys.executable, "-m", "node.cli", *shared, "--data", HEADS]
+    known = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert known.returncode == 1
     assert "patients stand both in the making of radnet" in known.stderr
-    fresh = judge(HEADS.replace("first=1", "first=900"))
-    assert json.loads(fresh.stdout)["all"]["slices"]["cases"] > 8, fresh.stderr
-    assert cards.load(model)[0].figures["unseen"]["data"]["studies"] == 8
+    judged = CliRunner().invoke(app, [*shared, "--data", fresh, "--fit", other, "--write"])
+    assert json.loads(judged.stdout)["all"]["slices"]["cases"] > 8
+    written, _ = cards.load(model)
+    assert written.figures["unseen"]["data"] == {"sources": [fresh], "studies": 8}
+    assert written.figures["validation"]["data"]["studies"] == 12
+    assert written.guard is not None
+    assert written.guard.over is not None
+    assert written.guard.over.cases == 8
+    assert cards.load_watch(model, written) is not None
     assert (model / "dataset.json").exists()
+    again = CliRunner().invoke(app, [*shared, "--data", other])
+    assert isinstance(again.exception, LeakageError), "it was fitted on them"
+    dealt = CliRunner().invoke(app, [*shared, "--data", other, "--fit-share", "0.5"])
+    assert 0 < json.loads(dealt.stdout)["data"]["studies"] < 12
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, cache: Path) -> None:

@@ -67,6 +67,15 @@ def test_findscu_sees_the_worklist_with_the_positive_study_first(node: RunningNo
     assert [study_uid for study_uid, _ in rows] == [row["study_uid"] for row in node.json("worklist")]
 
 
+def test_findscu_finds_in_the_archive_what_was_sent(node: RunningNode, exams: Exams) -> None:
+    exam = exams.new()
+    dcmtk("storescu", node, "+sd", paths=(exam.folder,))
+    keys = ("QueryRetrieveLevel=STUDY", f"StudyInstanceUID={exam.study_uid}", "NumberOfStudyRelatedInstances")
+    said = dcmtk("findscu", node, "-S", *(part for key in keys for part in ("-k", key)))
+    assert values(said, "0020,000d") == [exam.study_uid]
+    assert int(values(said, "0020,1208")[0]) >= len(exam.files)
+
+
 def values(said: str, tag: str) -> list[str]:
     """The value of an attribute in each answer, in the order in which they came."""
     answers = said.partition("Find Response")[2]

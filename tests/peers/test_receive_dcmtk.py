@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from pydicom import dcmread
 
+from benchmarks import receive
 from db import schema
 from db.engine import Database
 from node.config import Settings
@@ -71,6 +72,17 @@ def ends(database: Database) -> list[tuple[str | None, str | None]]:
     with database.read() as tx:
         query = sa.select(schema.associations.c.outcome, schema.associations.c.detail).order_by("started_at")
         return [(row.outcome, row.detail) for row in tx.execute(query)]
+
+
+def test_the_table_of_receivers_is_made(peer: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    peer("storescp", "gcc")
+    sizes = ["--rounds", "1", "--images", "12", "--associations", "2", "--clients", "nodelay"]
+    receive.main([*sizes, "--receivers", "dcmtk", "two", "sink"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Flush floor: ")
+    ratios = [line.split(" | ")[-1] for line in lines if line.startswith(("| DCMTK", "| Hemonode", "| C socket"))]
+    assert len(ratios) == 3
+    assert ratios[0] == "1.00 |"
 
 
 def test_echoscu_is_answered_and_rejected_with_the_right_reason(scp: Scp) -> None:

@@ -69,6 +69,25 @@ def slices(**attributes: object) -> list[Dataset]:
     return [a_slice(number, **attributes) for number in range(1, 13)]
 
 
+def an_enhanced_series(*, side: int) -> Dataset:
+    """The header of one Enhanced CT image of twelve frames, 5 mm apart, stored from head to feet."""
+    image = a_slice(1, SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=12, Rows=side, Columns=side)
+    for keyword in ("PixelSpacing", "SliceThickness", "ImagePositionPatient", "ImageOrientationPatient"):
+        delattr(image, keyword)
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.45, 0.45], 5
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    image.SharedFunctionalGroupsSequence = [shared]
+    image.PerFrameFunctionalGroupsSequence = []
+    for number in range(12, 0, -1):
+        frame, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [-115, -115, 5 * number]
+        frame.PlanePositionSequence = [position]
+        image.PerFrameFunctionalGroupsSequence.append(frame)
+    return image
+
+
 OPERATING_POINT = OperatingPoint(
     name="balanced",
     threshold=0.5,

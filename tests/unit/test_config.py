@@ -27,9 +27,9 @@ def test_the_file_in_the_repository_shows_the_defaults() -> None:
 
 def test_the_file_in_the_repository_names_every_key_that_has_a_single_default() -> None:
     shown = tomllib.loads((ROOT / "node.toml").read_text(encoding="utf-8"))
-    optional = {("read", "workers"), ("read", "threads"), ("read", "models"), ("flag", "ups")}
+    optional = {("read", "workers"), ("read", "threads"), ("read", "batch"), ("read", "models"), ("flag", "ups")}
     optional |= {("flag", "retrieve_ae_title")}
-    optional |= {("deliver", "destinations"), ("deliver", "availability")}
+    optional |= {("deliver", "destinations"), ("deliver", "availability"), ("query", "move_destinations")}
     for name, field in Settings.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})  # [select] has docs/configuration.md instead
         assert {(name, key) for key in keys} - optional <= {(name, key) for key in shown.get(name, {})}, name
@@ -50,7 +50,7 @@ def test_a_site_names_the_directory_of_its_own_weights(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("[node]\nprot = 104", "node.prot: unknown key; allowed: address, ae_title, data, port"),
-        ("[nod]", "nod: unknown key; allowed: assemble"),
+        ("[nod]", "nod: unknown key; allowed: archives, assemble"),
         ("[node]\nport = 70000", "node.port: Input should be less than or equal to 65535, not 70000"),
         ("[node]\nae_title = 'A TITLE MUCH TOO LONG'", "node.ae_title: an AE title has 1 to 16"),
         ("[read]\ndevice = 'tpu'", "read.device"),

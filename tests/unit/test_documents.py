@@ -25,11 +25,17 @@ def test_every_key_of_the_configuration_is_explained() -> None:
         for key in section.model_fields
     }
     keys |= {field.name for field in dataclasses.fields(Criteria)}
-    keys -= {"ups", "destinations", "availability"}  # tables of their own, explained under their heading
+    keys -= {
+        "ups",
+        "destinations",
+        "availability",
+        "move_destinations",
+    }  # tables of their own, explained under their heading
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
     assert "[[flag.ups]]" in text
     assert "[[deliver.destinations]]" in text
     assert "[[deliver.availability]]" in text
+    assert "[[query.move_destinations]]" in text
 
 
 def test_the_readme_names_every_command() -> None:

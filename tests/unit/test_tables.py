@@ -39,9 +39,12 @@ def test_a_study_unlike_those_of_training_is_shown_as_that() -> None:
 
 
 def test_the_models_are_listed_with_operating_points_calibration_and_guard() -> None:
-    facts = offline.models(Settings())
+    read = Settings().read
+    only_radnet = read.model_copy(update={"models": {"radnet": read.models["radnet"]}})
+    facts = offline.catalogue(Settings(read=only_radnet))
     said = printed(tables.models(json.loads(json.dumps(facts))))
-    for card in facts:
+    assert [len(facts[key]) for key in ("configured", "packaged")] == [1, 1]
+    for card in (*facts["configured"], *facts["packaged"]):
         (point, *_) = card["operating_points"]["any"]
         assert (
             f"any, {point['name']}, {point['threshold']:.3g}: sensitivity {point['sensitivity']['value']:.2f} [" in said
