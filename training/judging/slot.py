@@ -3,7 +3,7 @@
 ::
 
     SLOT/current -> models/3f0c9e41d2aa    what node.toml names: weights = "…/SLOT/current"
-    SLOT/models/3f0c9e41d2aa/              every model that was ever promoted, unchanged
+    SLOT/models/3f0c9e41d2aa/              a copy of every model that was ever promoted
     SLOT/promotions.jsonl                  one line for each promotion and each rollback, only ever added to
 
 A model is copied whole and synced, then its line is written, then `current` is replaced by one rename. Whoever is
