@@ -146,13 +146,13 @@ def evaluate(
         found = judging.judge(weights, unseen, fit_on=fit_on, device=device_of(ALONE))
         if compare:
             second = judging.judge(compare, opened(compare, data).of(unseen.patients), device=device_of(ALONE))
-    if (out is not None) if write is None else write:
-        rewrite(weights.resolve(), found.card, features=found.features)
     if out is None and site is None and second is None:
         said: dict[str, Any] = found.card.figures["unseen"]
     else:
         other = (second.card, second.readings) if second else None
         said = reporting.report(found.card, found.readings, sources=data, other=other, site=site)
+    if (out is not None) if write is None else write:
+        rewrite(weights.resolve(), found.card, features=found.features)
     if out is None:
         json.dump(said, sys.stdout, indent=2)
         sys.stdout.write("\n")

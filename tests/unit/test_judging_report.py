@@ -16,7 +16,7 @@ from inference.models import build
 from inference.result import LABELS
 from tests.small_models import cnn_lstm_card, radnet_card
 from training.dataset import Scan, ScanFacts
-from training.errors import TrainingError
+from training.errors import DataError, TrainingError
 from training.judging import page
 from training.judging.cohorts import cohorts, volume_ml
 from training.judging.errors import errors
@@ -96,6 +96,14 @@ def test_the_report_of_known_scans_has_their_counts() -> None:
     assert (found["errors"]["missed_scans"], found["errors"]["false_alarms"]) == (1, 2)
     assert found["queue"]["flagged"] == pytest.approx(0.15 * 0.95 + 0.85 * 0.1)
     assert found["readers"] == []
+
+
+def test_a_model_that_does_not_tell_any_has_no_queue_and_no_cohorts() -> None:
+    card = replace(CARD, labels=LABELS[1:], thresholds=dict.fromkeys(LABELS[1:], 0.5))
+    scans = [replace(one, scores=one.scores[:, 1:]) for one in whole(but(20, 0), 10)]
+    assert "cohorts" not in report(card, scans, sources=["x"])
+    with pytest.raises(DataError, match="does not tell 'any'"):
+        report(card, scans, sources=["x"], site=Site(prevalence=0.2, per_hour=6, reading_minutes=(5.0,)))
 
 
 def test_cohorts_are_counted_by_what_the_files_say() -> None:

@@ -12,6 +12,7 @@ from inference.card import ModelCard
 from inference.decision import ScanRule
 from inference.result import ANY, LABELS
 from training.calibration import reliability
+from training.errors import DataError
 from training.judging.cohorts import cohorts
 from training.judging.errors import errors
 from training.judging.intervals import bootstrap, delong, delong_difference, mcnemar, paired_difference
@@ -70,6 +71,8 @@ def report(
     if other is not None:
         found["comparison"] = comparison((card, readings), other)
     if site is not None:
+        if ANY not in by_label:
+            raise DataError(f"{card.name} does not tell {ANY!r}, by which studies are flagged")
         whole = by_label[ANY]
         found["queue"] = simulate(
             site, scores=whole.scores, bleeding=whole.bearing, threshold=whole.threshold
