@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from inference import card as cards
 from inference.card import ModelCard
+from inference.result import ANY
 from training import run as running
 from training.__main__ import app
 from training.errors import DataError, LeakageError, TrainingError
@@ -214,6 +215,25 @@ def test_a_model_is_judged_on_others_patients_only_and_its_card_says_what_it_was
     assert isinstance(again.exception, LeakageError), "it was fitted on them"
     dealt = CliRunner().invoke(app, [*shared, "--data", other, "--fit-share", "0.5"])
     assert 0 < json.loads(dealt.stdout)["data"]["studies"] < 12
+
+
+def test_a_short_training_on_phantoms_beats_the_prior_on_heads_it_has_not_seen(tmp_path: Path) -> None:
+    small = replace(
+        asked(tmp_path / "run", tmp_path / "cache"),
+        data=("phantom:count=70,first=300,presets=easy,sizes=128,thicknesses=8",),
+        shares=(0.6, 0.15, 0.25),
+        values={"epochs": 20, "slices": 12, "positive": 0.35, "rate": 0.05},
+        architecture={"growth": 8, "layers": 4, "stem": 16, "dropout": 0.0, "hidden": 16, "size": 64},
+        checkpoint_every=200,
+        validate_every=80,
+    )
+    card = running.train(small)
+    assert card is not None
+    slices = card.figures["test"]["all"]["slices"]
+    assert slices["cases"] > 400
+    assert slices["weighted_log_loss"] < slices["weighted_log_loss_of_prior"]
+    assert slices["auc"][ANY] > 0.6, "three standard errors above chance"
+    assert card.guard is not None
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, cache: Path) -> None:
