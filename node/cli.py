@@ -36,6 +36,8 @@ labels_app = typer.Typer(no_args_is_help=True, help="What readers and reports sa
 app.add_typer(labels_app, name="labels")
 dataset_app = typer.Typer(no_args_is_help=True, help="Labelled studies of the archive to train on.")
 app.add_typer(dataset_app, name="dataset")
+models_app = typer.Typer()
+app.add_typer(models_app, name="models")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
@@ -303,12 +305,15 @@ def infer(
     _print(facts, Group(*map(tables.offline, facts)), as_json=as_json)
 
 
-@app.command()
+@models_app.callback(invoke_without_command=True)
 def models(
+    context: typer.Context,
     config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The papers' networks; the installed weights: digest, labels, rule, operating points, provenance, figures."""
+    if context.invoked_subcommand:
+        return
     from node import offline, tables
 
     facts = offline.catalogue(config.load(config_path) if config_path else Settings())
@@ -444,6 +449,18 @@ def freeze(context: typer.Context, config_path: ConfigOption = DEFAULT_CONFIG) -
     os.environ["HEMONODE_DATABASE_URL"] = settings.database_url
     criteria = json.dumps(dataclasses.asdict(settings.select))
     _hand_over("dataset", "freeze", "--archive", str(settings.archive), "--criteria", criteria, *context.args)
+
+
+@models_app.command(context_settings=DELEGATED)
+def promote(context: typer.Context) -> None:
+    """Put weights in use where they are better: hemonode models promote CANDIDATE SLOT --data SOURCE[:PATH]."""
+    _hand_over("models", "promote", *context.args)
+
+
+@models_app.command(context_settings=DELEGATED)
+def rollback(context: typer.Context) -> None:
+    """Put the weights that were in use before back in use: hemonode models rollback SLOT."""
+    _hand_over("models", "rollback", *context.args)
 
 
 def _hand_over(*arguments: str) -> NoReturn:

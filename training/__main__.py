@@ -28,6 +28,12 @@ from training.cache import DEFAULT_GB, VolumeCache
 from training.dataset import prepare_all
 from training.errors import TrainingError
 from training.export import rewrite
+from training.judging import promotion, waiting
+from training.judging import report as reporting
+from training.judging.cohorts import DIMENSIONS
+from training.judging.gate import Gate
+from training.judging.slot import Slot
+from training.judging.waiting import Site
 from training.loop import keep_memory
 from training.recipes import RECIPES
 from training.sources.named import open_source
@@ -42,6 +48,8 @@ app = typer.Typer(
 )
 dataset_app = typer.Typer(no_args_is_help=True, help="Frozen data sets of the node's archive.")
 app.add_typer(dataset_app, name="dataset")
+models_app = typer.Typer(no_args_is_help=True, help="Which weights are in use.")
+app.add_typer(models_app, name="models")
 
 FAILED = 1
 DATABASE_VARIABLE = "HEMONODE_DATABASE_URL"
@@ -109,38 +117,74 @@ def evaluate(
     fit_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Or on this share of the patients of --data; the rest judge.")
     ] = 0,
-    write: Annotated[bool, typer.Option("--write", help="Put what was fitted and measured into the card.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write report.html and report.json here, and --write.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Another model directory, to be compared on the same.")] = None,
+    queue: Annotated[bool, typer.Option("--queue", help="Simulate how long studies wait to be read.")] = False,
+    prevalence: Annotated[float, typer.Option(help="--queue: share of the studies that bleed.")] = 0.15,
+    per_hour: Annotated[float, typer.Option(help="--queue: studies that arrive in an hour.")] = 6,
+    reading_times: Annotated[
+        Path | None, typer.Option(help="--queue: measured minutes, in a CSV's first column; 8 ± 4 assumed.")
+    ] = None,
+    write: Annotated[
+        bool | None, typer.Option("--write/--no-write", help="Put what was fitted and measured into the card.")
+    ] = None,
     cache: CacheOption = CACHE,
     cache_gb: CacheSizeOption = DEFAULT_GB,
     workers: WorkersOption = 2,
 ) -> None:
-    """Judge weights on labelled studies of patients they were not made from, and print the figures as JSON."""
+    """Judge weights on labelled studies of patients they were not made from: figures as JSON, or a report in --out."""
     _begin(0)
     if fit and fit_share:
         raise TrainingError("--fit and --fit-share: either says what to fit on")
-    preprocessing = cards.read_card(weights).preprocessing
+    site = _site(prevalence, per_hour, reading_times) if queue else None
+    second = None
     with _bars(quiet=False) as progress:
+        opened = _opener(progress, cache=cache, cache_gb=cache_gb, workers=workers)
+        fit_on, unseen = opened(weights, fit) if fit else None, opened(weights, data)
+        if fit_share:
+            fit_on, unseen = unseen.dealt(fit_share)
+        found = judging.judge(weights, unseen, fit_on=fit_on, device=device_of(ALONE))
+        if compare:
+            second = judging.judge(compare, opened(compare, data).of(unseen.patients), device=device_of(ALONE))
+    if out is None and site is None and second is None:
+        said: dict[str, Any] = found.card.figures["unseen"]
+    else:
+        other = (second.card, second.readings) if second else None
+        said = reporting.report(found.card, found.readings, sources=data, other=other, site=site)
+    if (out is not None) if write is None else write:
+        rewrite(weights.resolve(), found.card, features=found.features)
+    if out is None:
+        json.dump(said, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    from training.judging import page  # its libraries come with the extra `train`
 
-        def opened(texts: Sequence[str]) -> judging.Studies:
-            studies = [study for text in texts for study in open_source(text, index=cache / "index")]
-            move, count = _told(progress)("preparing scans", len(studies)), iter(range(1, len(studies) + 1))
-            scans = prepare_all(
-                studies,
-                cache=VolumeCache(cache / "volumes", limit=int(cache_gb * 1e9)),
-                preprocessing=preprocessing,
-                workers=workers,
-                told=lambda: move(next(count)),
-            )
-            return judging.Studies(scans=scans, sources=texts)
+    sys.stdout.write(f"{page.write(out, said, unseen.scans)}\n")
 
-        fit_on, unseen = opened(fit) if fit else None, opened(data)
-    if fit_share:
-        fit_on, unseen = unseen.dealt(fit_share)
-    card, features = judging.judge(weights, unseen, fit_on=fit_on, device=device_of(ALONE))
-    if write:
-        rewrite(weights, card, features=features)
-    json.dump(card.figures["unseen"], sys.stdout, indent=2)
-    sys.stdout.write("\n")
+
+def _site(prevalence: float, per_hour: float, times: Path | None) -> Site:
+    minutes = waiting.reading_times(times) if times else waiting.assumed_times(mean=8, spread=4)
+    return Site(prevalence=prevalence, per_hour=per_hour, reading_minutes=minutes)
+
+
+def _opener(
+    progress: Progress, *, cache: Path, cache_gb: float, workers: int
+) -> Callable[[Path, Sequence[str]], judging.Studies]:
+    """What prepares the studies of named sources as the model in a directory wants them."""
+
+    def opened(weights: Path, texts: Sequence[str]) -> judging.Studies:
+        studies = [study for text in texts for study in open_source(text, index=cache / "index")]
+        move, count = _told(progress)("preparing scans", len(studies)), iter(range(1, len(studies) + 1))
+        scans = prepare_all(
+            studies,
+            cache=VolumeCache(cache / "volumes", limit=int(cache_gb * 1e9)),
+            preprocessing=cards.read_card(weights).preprocessing,
+            workers=workers,
+            told=lambda: move(next(count)),
+        )
+        return judging.Studies(scans=scans, sources=texts)
+
+    return opened
 
 
 @dataset_app.command()
@@ -169,6 +213,58 @@ def freeze(
     sys.stdout.write(f"{path}: {len(frozen['studies'])} studies, SHA-256 {frozen['sha256']}\n")
     for reason, count in sorted(frozen["left_out"].items()):
         sys.stdout.write(f"left out: {count} studies: {reason}\n")
+
+
+@models_app.command()
+def promote(
+    candidate: Annotated[Path, typer.Argument(help="The new model directory.")],
+    slot: Annotated[Path, typer.Argument(help="Where the model in use stands; node.toml names SLOT/current.")],
+    data: DataOption,
+    margin: Annotated[float, typer.Option(min=0, help="How much worse it might be, by the 95 % interval.")] = 0.05,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="How far a group may fall: 0.1, or for one dimension thickness=0.02; repeatable."),
+    ] = None,
+    override: Annotated[str, typer.Option(help="Promote whatever speaks against it, for this reason.")] = "",
+    cache: CacheOption = CACHE,
+    cache_gb: CacheSizeOption = DEFAULT_GB,
+    workers: WorkersOption = 2,
+) -> None:
+    """Put new weights in use where they are better than those in use, on the same fixed test set."""
+    _begin(0)
+    with _bars(quiet=False) as progress:
+        opened = _opener(progress, cache=cache, cache_gb=cache_gb, workers=workers)
+        entry = promotion.promote(
+            candidate, Slot(slot), lambda weights: opened(weights, data), gate=_gate(margin, limit or []),
+            override=override, device=device_of(ALONE),
+        )  # fmt: skip
+    for reason in entry.against:
+        sys.stdout.write(f"overridden: {reason}\n")
+    sys.stdout.write(f"{slot / 'current'}: {entry.model}, before {entry.previous or 'nothing'}\n")
+
+
+@models_app.command()
+def rollback(slot: Annotated[Path, typer.Argument(help="Where the model in use stands.")]) -> None:
+    """Put the weights that were in use before back in use."""
+    entry = Slot(slot).rollback()
+    sys.stdout.write(f"{slot / 'current'}: {entry.model}, before {entry.previous}\n")
+
+
+def _gate(margin: float, limits: Sequence[str]) -> Gate:
+    whole, named = Gate(margin=margin).limit, {}
+    for text in limits:
+        name, equals, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise TrainingError(f"--limit {text!r}: expected 0.1 or thickness=0.02") from None
+        if name not in (*DIMENSIONS, "subtype", "volume", *([] if equals else [""])):
+            raise TrainingError(f"--limit: no {name!r}; there are subtype, volume, {', '.join(DIMENSIONS)}")
+        if name:
+            named[name] = number
+        else:
+            whole = number
+    return Gate(margin=margin, limit=whole, limits=named)
 
 
 def _begin(threads: int) -> None:

@@ -24,7 +24,7 @@ from training.augment import Ranges, draw, perturb, warp
 from training.cache import VolumeCache
 from training.errors import DataError
 from training.measures import by_name, measured, thicknesses_of
-from training.study import Arrays, CohortFacts, LabelledStudy, volume_key
+from training.study import Arrays, CohortFacts, LabelledStudy, Labels, volume_key
 
 HALF = 0.5
 """A reduced pixel bleeds where at least this part of it does."""
@@ -61,6 +61,8 @@ class ScanFacts(Json):
     """Of each slice; empty where nothing is known of any."""
     measures: dict[str, float] = field(default_factory=dict)
     """What `inference.novelty.measure` finds in the scan as it came."""
+    readers: dict[str, Labels] = field(default_factory=dict)
+    """Each reader's own labels of the study, where several read it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,12 +78,15 @@ class Scan:
     opened : callable
         images : float16 (slices, channels, size, size); masks : uint8 (slices, size, size), one bit for each subtype
         (absent where the source has no outlines); digests : uint8 (slices, 32), of the slices' decoded pixels.
+    volume : callable or None
+        The decoded volume behind the images, for pictures.
     """
 
     facts: ScanFacts
     labels: NDArray[np.float32]
     study_labels: NDArray[np.float32]
     opened: Callable[[], Arrays]
+    volume: Callable[[], Arrays] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -128,10 +133,12 @@ def prepare(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preproce
             positions_mm=tuple(arrays["positions"].tolist()),
             thicknesses_mm=thicknesses_of(arrays),
             measures=by_name(arrays["measures"]),
+            readers=dict(study.readers),
         ),
         labels=labels,
         study_labels=study.label_study(labels),
         opened=opened,
+        volume=partial(cache.get, study.key, study.decode),
     )
 
 

@@ -94,8 +94,12 @@ class Studies:
     def dealt(self, share: float) -> tuple[Studies, Studies]:
         """The scans of this share of the patients, and those of the others; whose is whose never changes."""
         dealt = split(self.patients, shares=(share, 1 - share), seed=0)
-        first, second = (replace(self, scans=heads.of(self.scans, patients)) for patients in dealt)
+        first, second = (self.of(set(patients)) for patients in dealt)
         return first, second
+
+    def of(self, patients: set[str]) -> Studies:
+        """Those of these patients."""
+        return replace(self, scans=heads.of(self.scans, sorted(patients)))
 
     @property
     def patients(self) -> set[str]:
@@ -107,10 +111,17 @@ class Studies:
         return {"sources": list(self.sources), "studies": len(self.scans)}
 
 
-def judge(
-    directory: Path, unseen: Studies, *, fit_on: Studies | None = None, device: torch.device
-) -> tuple[ModelCard, Features | None]:
-    """The card of the model in `directory` with its figures on `unseen`, and the features of its guard.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judgement:
+    """The card with its figures, the features of its guard, and what the model said about the scans, calibrated."""
+
+    card: ModelCard
+    features: Features | None
+    readings: Sequence[Read]
+
+
+def judge(directory: Path, unseen: Studies, *, fit_on: Studies | None = None, device: torch.device) -> Judgement:
+    """The model in `directory` judged on `unseen`.
 
     With `fit_on` calibration, operating points and guard are fitted anew on those studies, whose figures become those
     of ``validation``; figures of before are dropped. All are prepared by the card's preprocessing.
@@ -140,8 +151,13 @@ def judge(
         kept = {name: value for name, value in card.figures.items() if name not in ("test", "unseen")}
         validation = {"data": fit_on.to_json(), **groups(card, read(model, fitting))}
         card = replace(card, figures={**kept, "tuned_on": sorted(fit_on.patients), "validation": validation})
-    found = {"data": unseen.to_json(), **groups(card, read(model, described))}
-    return replace(card, figures={**card.figures, "unseen": found}), features
+    readings = read(model, described)
+    found = {"data": unseen.to_json(), **groups(card, readings)}
+    return Judgement(
+        card=replace(card, figures={**card.figures, "unseen": found}),
+        features=features,
+        readings=recalibrated(readings, card.calibration, labels=card.labels),
+    )
 
 
 def groups(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:

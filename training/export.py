@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import nn
 
 from inference import card as cards
@@ -104,7 +105,9 @@ def rewrite(directory: Path, card: ModelCard, *, features: Features | None) -> N
     """The model in `directory` has this card and these features of its guard; weights and list of studies stay."""
     path = directory / DATASET_FILE
     listed = path.read_bytes() if path.exists() else None
-    cards.save(directory, card, cards.load(directory)[1], half=True, features=features)
+    with safe_open(directory / cards.WEIGHTS_FILE, framework="pt") as file:
+        half = any(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118  # no mapping
+    cards.save(directory, card, cards.load(directory)[1], half=half, features=features)
     if listed is not None:
         path.write_bytes(listed)
 

@@ -137,7 +137,8 @@ def test_figures_on_unseen_heads_and_new_operating_points_go_into_the_card(tmp_p
         return Studies(scans=found, sources=[f"phantom:first={first}"])
 
     def judged(unseen: Studies, fit_on: Studies | None = None) -> tuple[ModelCard, Features | None]:
-        return evaluate.judge(directory, unseen, fit_on=fit_on, device=torch.device("cpu"))
+        found = evaluate.judge(directory, unseen, fit_on=fit_on, device=torch.device("cpu"))
+        return found.card, found.features
 
     fitted, features = judged(some(40), some(30))
     assert fitted.thresholds == {ANY: 0.5}

@@ -1,0 +1,1 @@
+"""Judging weights as a reviewer would: the papers' metrics, intervals, cohorts, readers, errors, queues, promotion."""
