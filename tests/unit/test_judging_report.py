@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from inference import card as cards
 from inference.card import ModelCard
 from inference.models import build
+from inference.preprocess import Preprocessing
 from inference.result import LABELS
 from tests.small_models import cnn_lstm_card, radnet_card
-from training.dataset import Scan, ScanFacts
+from training.cache import VolumeCache
+from training.dataset import Scan, ScanFacts, prepare
 from training.errors import DataError, TrainingError
-from training.judging import page
+from training.judging import page, pictures
 from training.judging.cohorts import cohorts, volume_ml
 from training.judging.errors import errors
 from training.judging.gate import Gate, against, against_the_first
@@ -27,7 +29,7 @@ from training.judging.scans import Judged, by_card, digest, paired
 from training.judging.slot import CURRENT, RECORD, Slot
 from training.judging.waiting import Site
 from training.reading import Read
-from training.study import CohortFacts, Labels
+from training.study import CohortFacts, LabelledStudy, Labels, slice_digests
 
 CARD = cnn_lstm_card(threshold=0.5)
 SLICES = 5
@@ -159,6 +161,26 @@ def test_the_worst_errors_come_first_and_point_to_where_it_bleeds() -> None:
     assert {one.slice for one in found.missed} == {2}
     assert found.missed[0].subtypes == ("intraventricular",)
     assert {one.study_uid for one in found.slices} == {"1.2.1", "1.2.4", "1.2.12", "1.2.15"}
+
+
+def test_a_prepared_scan_brings_its_readers_and_the_volume_that_pictures_show(tmp_path: Path) -> None:
+    hu = np.full((3, 64, 64), -1000, np.int16)
+    hu[:, 20:40, 20:40] = 80  # the upper end of the brain window
+    decoded = {
+        "hu": hu,
+        "spacing": np.array([1.0, 1.0]),
+        "positions": np.array([0.0, 5.0, 10.0]),
+        "uids": np.array(["a", "b", "c"]),
+        "digests": slice_digests(hu),
+    }
+    votes: dict[str, Labels] = {"R1": (1.0, *[None] * 5), "R2": (0.0,) * 6}
+    study = LabelledStudy(
+        source="cq500", patient="p", study_uid="CQ1", key="ab" * 32, decode=partial(dict, decoded), readers=votes
+    )
+    scan = prepare(study, cache=VolumeCache(tmp_path), preprocessing=Preprocessing.radnet(size=64))
+    assert scan.facts.readers == votes
+    middle = pictures._planes(scan, 1)[1]
+    assert (middle.shape, middle.min(), middle.max()) == ((64, 64), 0, 1)
 
 
 class Tags(HTMLParser):
