@@ -2,11 +2,12 @@
 
 Every round each receiver gets, in turn, the same slices (512 × 512 CT, half a megabyte, UIDs of their own) over one,
 four and eight associations, from a client that sets TCP_NODELAY and from one as DCMTK ships it. Medians over the
-rounds. Every measurement follows one that is not counted, and includes the start of the client programs, which is the
-same for all. What others have left unwritten in the kernel's memory is flushed before each, so that nobody's flushes
-wait for another one's files; and all files stay until the end, because ext4 searches long for a free inode after many
-were deleted. That takes `--images` × 18 MB of disk in every round with all receivers. `--quick` shows in about a
-minute that everything runs.
+rounds. Receivers are measured as if they had been running for long: each gets `--before` images first. Every
+measurement follows one that is not counted, and includes the start of the client programs, which is the same for all.
+
+What others have left unwritten in the kernel's memory is flushed before each, so that nobody's flushes wait for another
+one's files; and all files stay until the end, because ext4 searches long for a free inode after many were deleted. That
+takes `--images` × 18 MB of disk in every round with all receivers. `--quick` shows in a minute that everything runs.
 
 Beside them stand two limits: a C program that writes the bytes to files and does nothing else, and the flush floor, one
 new file of that size after the other, each flushed (fdatasync) before the next.
@@ -89,6 +90,9 @@ class Running:
     def _processes(self) -> Iterator[int]:
         for pid in self.pids:
             yield from _family(pid)
+
+
+LONG_BEFORE = Case(associations=4, nodelay=True)
 
 
 def _stat(pid: int) -> list[str]:
@@ -310,13 +314,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--associations", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--images", type=int, default=400, help="in each measurement; a quarter with Nagle's algorithm")
+    parser.add_argument("--before", type=int, default=400, help="images that each receiver gets first, not counted")
     parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=list(RECEIVERS))
     parser.add_argument("--clients", nargs="+", choices=["nodelay", "shipped"], default=["nodelay", "shipped"])
     parser.add_argument("--quick", action="store_true", help="one round of 16 images")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; the system's temporary one")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.rounds, options.images = 1, 16
+        options.rounds, options.images, options.before = 1, 16, 16
     cases = [Case(associations=n, nodelay=c == "nodelay") for c in options.clients for n in options.associations]
     cells: dict[tuple[str, Case], list[Cell]] = defaultdict(list)
     floors: list[float] = []
@@ -328,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             floors.append(flush_floor(place / "floor", size, images=options.images))
             for name in options.receivers:
                 with RECEIVERS[name][1](_made(place / name)) as running:
+                    send(running, slice_, LONG_BEFORE, images=options.before)
                     for case in cases:
                         images = options.images if case.nodelay else options.images // 4
                         cells[name, case].append(measure(running, slice_, case, images=images))
