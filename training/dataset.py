@@ -20,7 +20,7 @@ from inference import preprocess
 from inference.errors import UnreadablePixels
 from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES, Json
-from training.augment import Ranges, draw, perturb, warp
+from training.augment import Ranges, draw, draw_grid, perturb, warp
 from training.cache import VolumeCache
 from training.errors import DataError
 from training.measures import by_name, measured, thicknesses_of
@@ -341,9 +341,10 @@ class Sampler:
         images, masks, outlined = (torch.from_numpy(part) for part in scan.cut(here))
         centre = _centre(images[middle - first], masks[middle - first] if positive else None, sampling.crop, generator)
         transform = draw(sampling.ranges, generator=generator, centre=centre, zoom=sampling.crop)
+        grid = draw_grid(sampling.ranges, transform, side=sampling.side, generator=generator)
         fill = images.amin((0, 2, 3), keepdim=True)[0]
-        images = perturb(warp(images, transform, side=sampling.side, fill=fill), sampling.ranges, generator=generator)
-        masks = warp(masks, transform, side=sampling.side)
+        images = perturb(warp(images, grid, fill=fill), sampling.ranges, generator=generator)
+        masks = warp(masks, grid)
         labels = torch.from_numpy(scan.labels[first : first + length])
         if sampling.crop < 1:
             pixel = (scan.facts.pixel_mm * scan.images.shape[-1] * sampling.crop / sampling.side) ** 2

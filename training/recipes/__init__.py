@@ -5,7 +5,7 @@ from __future__ import annotations
 from training.recipe import Recipe
 from training.recipes import cnn_lstm, radnet
 
-RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in (radnet, cnn_lstm)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*radnet.RECIPES, cnn_lstm.RECIPE)}
 """What `hemonode train` knows by name. Adding a recipe is adding its module."""
 
 __all__ = ["RECIPES"]
