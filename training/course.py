@@ -7,6 +7,7 @@ finds the finished ones finished; steps are counted on through all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -40,6 +41,8 @@ class Course:
         Of the run's minutes.
     done : int
         Steps of the stretches before.
+    mixed : bool
+        In bfloat16 where the device computes in it.
     """
 
     epochs: int
@@ -50,6 +53,7 @@ class Course:
     name: str = ""
     share: float = 1.0
     done: int = 0
+    mixed: bool = True
 
     def steps(self, count: int) -> int:
         """How many there are with `count` slices to learn from."""
@@ -83,7 +87,7 @@ def follow(
 
     def loss_at(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(run.seed * SEEDS + number)
-        with autocast(run.device):
+        with autocast(run.device) if course.mixed else nullcontext():
             return loss(batches(number).to(run.device), generator)
 
     with batches:

@@ -46,6 +46,8 @@ class Progress:
     loss: float
     norm: float
     rate: float
+    judged: bool = True
+    """Whether the network may be validated: not while a part of it that decides is still untrained."""
 
 
 Report = Callable[[Progress], None]
@@ -99,8 +101,14 @@ class Counters(Json):
 
     def said(self, *, share: float, rate: float) -> Progress:
         """As a report."""
-        means = {"loss": self.loss / self.counted, "norm": self.norm / self.counted}
-        return Progress(step=self.step, share=share, seconds=self.seconds, rate=rate, **means)
+        return Progress(
+            step=self.step,
+            share=share,
+            seconds=self.seconds,
+            loss=self.loss / self.counted,
+            norm=self.norm / self.counted,
+            rate=rate,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +130,11 @@ class Run:
     def device(self) -> torch.device:
         """Where the network is trained."""
         return device_of(self.team)
+
+    def unjudged(self) -> Run:
+        """The same, for a stage after which the network cannot decide yet."""
+        report = self.report
+        return replace(self, report=report and (lambda now: report(replace(now, judged=False))))
 
 
 def fit(
