@@ -110,7 +110,8 @@ class Scan:
 
     def as_one(self) -> Scan:
         """As a network sees it that gives one answer for the whole: the labels are those of the study, (1, 6)."""
-        return replace(self, labels=self.study_labels[None])
+        facts = replace(self.facts, positions_mm=(), thicknesses_mm=())
+        return replace(self, labels=self.study_labels[None], facts=facts)
 
     @property
     def digests(self) -> NDArray[np.uint8]:
