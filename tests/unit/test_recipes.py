@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.models import FAMILIES, ScanModel
+from inference.models import FAMILIES, Adjacent, ScanModel
 from inference.result import LABELS
 from tests.square_scans import square_scans
 from training.dataset import Scan
@@ -142,6 +142,7 @@ def test_the_papers_values_are_the_defaults() -> None:
 
 def test_the_fusion_stage_leaves_the_descriptors_alone_and_counts_on() -> None:
     model, values, _ = made("adjacent", epochs=1, fusion_epochs=3)
+    assert isinstance(model, Adjacent)
     scans = square_scans(2, channels=3, slices=7)
     reports: list[Progress] = []
     run = Run(seed=0, report=reports.append, report_every=1)
