@@ -82,6 +82,17 @@ class Imported:
     dropped: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedWeights:
+    """What a file gives one network: its whole `state`, and the file's digest; the rest as in `Imported`."""
+
+    state: dict[str, Tensor]
+    layout: str
+    sha256: str
+    untrained: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
 def import_weights(
     source: Path,
     *,
@@ -118,20 +129,15 @@ def import_weights(
         The file is not readable as weights, has another digest, or does not fit the network: tensors that are missing,
         unexpected, of another shape or not finite are named.
     """
-    data, digest = _checked(source, sha256)
     network = _network(family, architecture, seed=seed)
-    expected = network.state_dict()
-    found = _tensors(data, source)
-    layout = _layout_of(found, expected, source)
-    renamed, dropped = _renamed(found, layout, expected)
-    untrained = _require_fit(renamed, expected, source, partial=partial)
-    state = expected | {key: value.float() if value.is_floating_point() else value for key, value in renamed.items()}
+    fitted = fit_weights(source, network.state_dict(), sha256=sha256, partial=partial)
+    layout, untrained = fitted.layout, fitted.untrained
     labels = labels or _usual_labels(network.labels)
     try:
         card = ModelCard(
             name=name or family,
             family=family,
-            version=digest[:12],
+            version=fitted.sha256[:12],
             architecture=dict(architecture),
             preprocessing=preprocessing or _usual_preprocessing(family, network.size, layout),
             labels=labels,
@@ -141,7 +147,7 @@ def import_weights(
             intended_use=INTENDED_USE,
             provenance=Provenance(
                 recipe=f"imported, layout {layout}",
-                data=f"{source.name}, SHA-256 {digest}",
+                data=f"{source.name}, SHA-256 {fitted.sha256}",
                 seed=seed if untrained else None,
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
             ),
@@ -149,7 +155,22 @@ def import_weights(
         )
     except ValueError as error:
         raise ImportRefused(f"{source}: {error}") from error
-    return Imported(card=save(out, card, state), layout=layout, untrained=untrained, dropped=dropped)
+    return Imported(card=save(out, card, fitted.state), layout=layout, untrained=untrained, dropped=fitted.dropped)
+
+
+def fit_weights(
+    source: Path, expected: Mapping[str, Tensor], *, sha256: str = "", partial: bool = False
+) -> FittedWeights:
+    """The file `source` as the state of a network whose state is now `expected`; see `import_weights` for the rest."""
+    data, digest = _checked(source, sha256)
+    found = _tensors(data, source)
+    layout = _layout_of(found, expected, source)
+    renamed, dropped = _renamed(found, layout, expected)
+    untrained = _require_fit(renamed, expected, source, partial=partial)
+    floats = {key: value.float() if value.is_floating_point() else value for key, value in renamed.items()}
+    return FittedWeights(
+        state=dict(expected) | floats, layout=layout, sha256=digest, untrained=untrained, dropped=dropped
+    )
 
 
 def _checked(source: Path, sha256: str) -> tuple[bytes, str]:

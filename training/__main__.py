@@ -78,6 +78,9 @@ def train(
     architecture: Annotated[str, typer.Option(help="Changes to the network, as JSON.")] = "{}",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 200,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between two validations.")] = 500,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Weights to begin with: a file of ImageNet, MedicalNet or our own.")
+    ] = None,
     cache: CacheOption = CACHE,
     cache_gb: CacheSizeOption = DEFAULT_GB,
     workers: WorkersOption = 2,
@@ -97,6 +100,7 @@ def train(
         minutes=minutes or float("inf"),
         values=dict(map(_value, values or ())),
         architecture=_json(architecture, "--architecture"),
+        start_from=start_from,
         checkpoint_every=checkpoint_every,
         validate_every=validate_every,
         workers=workers,

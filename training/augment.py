@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+CELLS = 5
+"""Of a side, in grid distortion."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
@@ -22,6 +25,14 @@ class Ranges:
     """Share by which the image grows or shrinks at most."""
     shift: float = 0.0
     """Share of the side by which the image moves at most."""
+    upside_down: float = 0.0
+    """Chance of an up-down flip."""
+    crop: float = 0.0
+    """Share of the area that a random crop leaves out at most; what is left fills the image."""
+    optical: float = 0.0
+    """Largest k of the radial distortion r → r (1 + k r² + k r⁴), r in sides of the image from its middle."""
+    grid: float = 0.0
+    """Share by which the columns and rows of a grid of `CELLS` × `CELLS` grow or shrink at most."""
     noise: float = 0.0
     """Largest standard deviation of added white noise, in the units of the image."""
     gain: float = 0.0
@@ -53,19 +64,48 @@ def draw(
     mirror = -1.0 if u[2] < ranges.flip else 1.0
     x = centre[0] + 2 * ranges.shift * (2 * u[3] - 1)
     y = centre[1] + 2 * ranges.shift * (2 * u[4] - 1)
+    if ranges.crop:
+        v = torch.rand(3, generator=generator).tolist()
+        kept = math.sqrt(1 - ranges.crop * v[0])
+        x, y, size = x + (1 - kept) * (2 * v[1] - 1), y + (1 - kept) * (2 * v[2] - 1), size * kept
     cos, sin = size * math.cos(angle), size * math.sin(angle)
-    return torch.tensor([[mirror * cos, -sin, x], [mirror * sin, cos, y]])
+    upright = -1.0 if ranges.upside_down and float(torch.rand(1, generator=generator)) < ranges.upside_down else 1.0
+    return torch.tensor([[mirror * cos, -upright * sin, x], [mirror * sin, upright * cos, y]])
 
 
-def warp(planes: Tensor, transform: Tensor, *, side: int, fill: Tensor | float = 0.0) -> Tensor:
-    """Planes ``(n, channels, rows, columns)`` seen through `transform`, `side` pixels square, `fill` beyond the edge.
+def draw_grid(ranges: Ranges, transform: Tensor, *, side: int, generator: torch.Generator) -> Tensor:
+    """Where each of the result's `side` × `side` pixels looks, (side, side, 2): `transform` of a distorted grid.
+
+    Optical and grid distortion come before the affine map, so that everything together is one interpolation.
+    """
+    along = (torch.arange(side) + 0.5) * 2 / side - 1
+    x, y = along, along
+    if ranges.grid:
+        x, y = (_uneven(along, ranges.grid, generator) for _ in range(2))
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    if ranges.optical:
+        strength = ranges.optical * (2 * float(torch.rand(1, generator=generator)) - 1)
+        squared = (points / 2).square().sum(-1, keepdim=True)
+        points = points * (1 + strength * (squared + squared.square()))
+    return points @ transform[:, :2].T + transform[:, 2]
+
+
+def _uneven(along: Tensor, limit: float, generator: torch.Generator) -> Tensor:
+    """−1..1 mapped to itself by straight pieces, one for each cell; none of them is folded over."""
+    widths = 1 + limit * (2 * torch.rand(CELLS, generator=generator) - 1)
+    edges = torch.cat([torch.zeros(1), widths.cumsum(0)]) * 2 / widths.sum() - 1
+    place = (along + 1) / 2 * CELLS
+    cell = place.long().clamp(0, CELLS - 1)
+    return edges[cell] + (place - cell) * (edges[cell + 1] - edges[cell])
+
+
+def warp(planes: Tensor, grid: Tensor, *, fill: Tensor | float = 0.0) -> Tensor:
+    """Planes ``(n, channels, rows, columns)`` where `grid`, from `draw_grid`, looks; `fill` beyond the edge.
 
     `fill` is a number or one number for each channel, shape ``(channels, 1, 1)``.
     """
-    grid: Tensor = functional.affine_grid(
-        transform.expand(len(planes), 2, 3), [len(planes), planes.shape[1], side, side], align_corners=False
-    )
-    warped: Tensor = functional.grid_sample(planes - fill, grid, mode="bilinear", align_corners=False)
+    grids = grid.expand(len(planes), *grid.shape)
+    warped: Tensor = functional.grid_sample(planes - fill, grids, mode="bilinear", align_corners=False)
     return warped.add(fill)
 
 

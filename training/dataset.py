@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from typing import Self
@@ -20,7 +20,7 @@ from inference import preprocess
 from inference.errors import UnreadablePixels
 from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES, Json
-from training.augment import Ranges, draw, perturb, warp
+from training.augment import Ranges, draw, draw_grid, perturb, warp
 from training.cache import VolumeCache
 from training.errors import DataError
 from training.measures import by_name, measured, thicknesses_of
@@ -107,6 +107,11 @@ class Scan:
             return images, unpack(arrays["masks"][here]), np.full(len(images), True)
         masks = np.zeros((len(images), len(SUBTYPES), *images.shape[2:]), np.float32)
         return images, masks, (self.labels[here] == 0).all(1)
+
+    def as_one(self) -> Scan:
+        """As a network sees it that gives one answer for the whole: the labels are those of the study, (1, 6)."""
+        facts = replace(self.facts, positions_mm=(), thicknesses_mm=())
+        return replace(self, labels=self.study_labels[None], facts=facts)
 
     @property
     def digests(self) -> NDArray[np.uint8]:
@@ -263,6 +268,8 @@ class Sampling:
     """Side of the crop as a share of the image's side; below 1, labels follow what is inside the crop."""
     positive: float = 0.5
     """Share of the runs that are drawn around a positive slice, all subtypes alike often."""
+    centred: bool = False
+    """The drawn slice is the middle of its run, as far as the scan's ends allow, and not anywhere in it."""
     ranges: Ranges = field(default_factory=Ranges)
 
 
@@ -307,7 +314,7 @@ class Sampler:
         self._positive = [[place[k] for k in np.flatnonzero(labels[:, 1 + c])] for c in range(len(SUBTYPES))]
         self._positive = [places for places in self._positive if places]
         self._negative = [place[k] for k in np.flatnonzero(labels[:, 0] == 0)]
-        if not self._positive or not self._negative:
+        if not self._positive or not (self._negative or sampling.positive == 1):
             raise DataError("training needs slices labelled with and slices labelled without bleeding")
 
     def numbered(self, number: int, *, seed: int) -> Batch:
@@ -336,14 +343,16 @@ class Sampler:
         self, index: int, middle: int, length: int, positive: bool, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scan, sampling = self.scans[index], self.sampling
-        first = min(max(0, middle - _below(length, generator)), len(scan) - length)
+        before = length // 2 if sampling.centred else _below(length, generator)
+        first = min(max(0, middle - before), len(scan) - length)
         here = slice(first, first + length)
         images, masks, outlined = (torch.from_numpy(part) for part in scan.cut(here))
         centre = _centre(images[middle - first], masks[middle - first] if positive else None, sampling.crop, generator)
         transform = draw(sampling.ranges, generator=generator, centre=centre, zoom=sampling.crop)
+        grid = draw_grid(sampling.ranges, transform, side=sampling.side, generator=generator)
         fill = images.amin((0, 2, 3), keepdim=True)[0]
-        images = perturb(warp(images, transform, side=sampling.side, fill=fill), sampling.ranges, generator=generator)
-        masks = warp(masks, transform, side=sampling.side)
+        images = perturb(warp(images, grid, fill=fill), sampling.ranges, generator=generator)
+        masks = warp(masks, grid)
         labels = torch.from_numpy(scan.labels[first : first + length])
         if sampling.crop < 1:
             pixel = (scan.facts.pixel_mm * scan.images.shape[-1] * sampling.crop / sampling.side) ** 2

@@ -46,6 +46,8 @@ class Progress:
     loss: float
     norm: float
     rate: float
+    judged: bool = True
+    """Whether the network may be validated: not while a part of it that decides is still untrained."""
 
 
 Report = Callable[[Progress], None]
@@ -99,8 +101,14 @@ class Counters(Json):
 
     def said(self, *, share: float, rate: float) -> Progress:
         """As a report."""
-        means = {"loss": self.loss / self.counted, "norm": self.norm / self.counted}
-        return Progress(step=self.step, share=share, seconds=self.seconds, rate=rate, **means)
+        return Progress(
+            step=self.step,
+            share=share,
+            seconds=self.seconds,
+            loss=self.loss / self.counted,
+            norm=self.norm / self.counted,
+            rate=rate,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +131,11 @@ class Run:
         """Where the network is trained."""
         return device_of(self.team)
 
+    def unjudged(self) -> Run:
+        """The same, for a stage after which the network cannot decide yet."""
+        report = self.report
+        return replace(self, report=report and (lambda now: report(replace(now, judged=False))))
+
 
 def fit(
     model: nn.Module,
@@ -138,6 +151,8 @@ def fit(
     report: Report | None = None,
     report_every: int = 50,
     team: Team = ALONE,
+    momentum: Schedule | None = None,
+    done: int = 0,
 ) -> int:
     """Train until the budget is spent and return the number of steps; a checkpoint under `keep` is continued.
 
@@ -150,6 +165,10 @@ def fit(
         Greatest norm of the gradient.
     accumulate : int
         Batches whose gradients are averaged before each step; the processes of `team` share them.
+    momentum : callable
+        From the share that is done to the first of Adam's two averages, where it changes.
+    done : int
+        Steps of an earlier training of the same run: reports count on from them.
 
     Raises
     ------
@@ -168,6 +187,8 @@ def fit(
         factor = schedule(progress)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
+            if momentum:
+                group["betas"] = (momentum(progress), group["betas"][1])
         optimizer.zero_grad(set_to_none=True)
         numbers = range(now.step * accumulate + team.rank, (now.step + 1) * accumulate, team.size)
         loss = _descend(loss_at, numbers, parameters, share=1 / accumulate, seed=seed, team=team)
@@ -176,8 +197,9 @@ def fit(
             raise DivergedError(_diverged(now.step, loss, norm, keep))
         optimizer.step()
         now = now.after(loss=loss, norm=norm, seconds=time.monotonic() - start)
-        if report and (now.step % report_every == 0 or budget.progress(now.step, 0) == 1):
-            report(now.said(share=progress, rate=rates[0] * factor))
+        if report and ((done + now.step) % report_every == 0 or budget.progress(now.step, 0) == 1):
+            said = now.said(share=progress, rate=rates[0] * factor)
+            report(replace(said, step=done + now.step))
             now = replace(now, counted=0, loss=0.0, norm=0.0)
         if keep and now.step % keep.every == 0:
             _save_together(keep.path, model, optimizer, now, team=team)

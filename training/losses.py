@@ -12,15 +12,17 @@ ANY_WEIGHT = 2.0
 """Weight of *any* beside 1 for each subtype (Nguyen et al. 2020, section 3.2: 2/7 and 1/7)."""
 
 
-def label_weights(count: int) -> Tensor:
+def label_weights(count: int, *, any_weight: float = ANY_WEIGHT) -> Tensor:
     """Weights of `count` labels, *any* first; their sum is 7 for the six labels."""
     weights = torch.ones(count)
     if count > 1:
-        weights[0] = ANY_WEIGHT
+        weights[0] = any_weight
     return weights
 
 
-def weighted_log_loss(logits: Tensor, labels: Tensor, *, positive_weight: float = 1.0) -> Tensor:
+def weighted_log_loss(
+    logits: Tensor, labels: Tensor, *, positive_weight: float = 1.0, any_weight: float = ANY_WEIGHT
+) -> Tensor:
     """Weighted mean of the labels' binary cross-entropies (Nguyen et al. 2020, section 3.2).
 
     Parameters
@@ -30,8 +32,10 @@ def weighted_log_loss(logits: Tensor, labels: Tensor, *, positive_weight: float 
         because nobody said, adds nothing.
     positive_weight : float
         Multiplies the positive term; 1 is the metric itself.
+    any_weight : float
+        Of the first label beside 1 for each other; 1 is the plain mean.
     """
-    weights = label_weights(logits.shape[-1]).to(logits.device)
+    weights = label_weights(logits.shape[-1], any_weight=any_weight).to(logits.device)
     known = ~labels.isnan()
     losses = functional.binary_cross_entropy_with_logits(
         logits.float(),

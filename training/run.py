@@ -27,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from inference.card import ModelCard, ModelError
+from inference.importing import fit_weights
 from inference.models import FAMILIES, ScanModel
 from inference.result import LABELS, Json
 from training import manifest
@@ -79,6 +80,8 @@ class Asked:
     minutes: float = float("inf")
     values: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] = field(default_factory=dict)
+    start_from: Path | None = None
+    """A file of weights from elsewhere, in one of the layouts of `inference.importing`"""
     checkpoint_every: int = 200
     validate_every: int = 500
     workers: int = 2
@@ -99,10 +102,11 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
     recipe = _recipe(asked)
     values = _changed(recipe.values(), asked.values, "--set")
     model = _network(recipe, asked)
+    start = _started(model, asked.start_from)
     cache = VolumeCache(asked.cache / "volumes", limit=int(asked.cache_gb * 1e9))
     with _first(team):
         sides = _sides(asked, recipe, model, cache, told)
-        listed = manifest.of(sides, said={"data": asked.data, "test": asked.test, "seed": asked.seed})
+        listed = manifest.of(sides, said={"data": asked.data, "test": asked.test, "seed": asked.seed, "start": start})
         _same_data(asked.out / DATASET_FILE, listed)
     watch = Watch(labels=recipe.labels)
     if team.leads:
@@ -125,7 +129,7 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
     finally:
         session.log.close()
     session.take_best()
-    return _exported(asked, recipe, values, model, sides, listed, watch)
+    return _exported(asked, recipe, values, model, sides, listed, watch, start)
 
 
 @dataclass(kw_only=True)
@@ -165,7 +169,7 @@ class _Session:
             )  # fmt: skip
             self.watch.training(now)
             move(int(1000 * now.share))
-            if now.step % self.asked.validate_every == 0:
+            if now.judged and now.step % self.asked.validate_every == 0:
                 self.validate(now.step)
                 self.model.train()
 
@@ -231,6 +235,19 @@ def _network(recipe: Recipe, asked: Asked) -> ScanModel:
         raise TrainingError(f"--architecture: no {recipe.family} network is like that: {error}") from error
 
 
+def _started(model: ScanModel, source: Path | None) -> str:
+    """`model` begins with the weights of the file, where there is one; returns what it begins with, in words."""
+    if source is None:
+        return "random weights"
+    try:
+        fitted = fit_weights(source, model.state_dict())
+    except ModelError as error:
+        raise TrainingError(f"--start-from: {error}") from error
+    model.load_state_dict(fitted.state)
+    said = f"{source.name} (layout {fitted.layout}, SHA-256 {fitted.sha256})"
+    return f"{said}, random weights in {', '.join(fitted.untrained)}" if fitted.untrained else said
+
+
 @contextmanager
 def _first(team: Team) -> Iterator[None]:
     """The leading process goes first: what it decodes, the others find."""
@@ -293,6 +310,7 @@ def _exported(
     sides: dict[str, Sequence[Scan]],
     listed: bytes,
     watch: Watch,
+    start: str,
 ) -> ModelCard:
     round_as_stored(model)
     synthetic = all(scan.facts.source == "phantom" for scans in sides.values() for scan in scans)
@@ -304,7 +322,7 @@ def _exported(
         preprocessing=recipe.preprocessing(model.size),
         labels=recipe.labels,
         rule=recipe.rule,
-        recipe=f"hemonode train {recipe.name}: {json.dumps(values.to_json())}, from random weights",
+        recipe=f"hemonode train {recipe.name}: {json.dumps(values.to_json())}, from {start}",
         data=f"{', '.join(asked.data + asked.test)}; {DATASET_FILE} has SHA-256 {hashlib.sha256(listed).hexdigest()}",
         seed=asked.seed,
         demonstration=synthetic,

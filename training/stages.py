@@ -91,7 +91,7 @@ def describe(model: ScanModel, scans: Sequence[Scan]) -> list[Described]:
             chunk = torch.from_numpy(images[first : first + CHUNK].astype(np.float32)).to(device)
             with autocast(device):
                 parts.append(model.encode(chunk).float().cpu())
-        described.append(Described(scan=scan, descriptors=torch.cat(parts)))
+        described.append(Described(scan=scan if model.per_slice else scan.as_one(), descriptors=torch.cat(parts)))
     return described
 
 

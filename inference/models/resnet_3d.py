@@ -157,8 +157,13 @@ class Resnet3d(ScanModel):
         """Logits (…, s, labels) of each slice between its neighbours, or (…, 1, labels) of the scan as a whole."""
         scans = descriptors.reshape(-1, descriptors.shape[-2], self.size, self.size)
         volumes = self._neighbourhoods(scans) if self.per_slice else self._whole(scans)
-        logits: Tensor = self.classify(self.dropout(self.trunk(volumes.to(self.classify.weight.dtype))))
+        logits = self.classified(volumes.to(self.classify.weight.dtype))
         return logits.reshape(*descriptors.shape[:-2], -1, self.labels)
+
+    def classified(self, volumes: Tensor) -> Tensor:
+        """Logits (n, labels) of volumes (n, 1, depth, size, size)."""
+        logits: Tensor = self.classify(self.dropout(self.trunk(volumes)))
+        return logits
 
     def _neighbourhoods(self, scans: Tensor) -> Tensor:
         """Each slice with its neighbours, (b · s, 1, depth, size, size); air beyond the ends of the scan."""

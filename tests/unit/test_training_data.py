@@ -12,7 +12,7 @@ from inference import preprocess
 from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES
 from training import dataset
-from training.augment import Ranges, cutmix, draw, warp
+from training.augment import Ranges, cutmix, draw, draw_grid, warp
 from training.cache import VolumeCache
 from training.dataset import Ahead, Sampler, Sampling, Scan, split
 from training.errors import DataError, LeakageError
@@ -218,14 +218,46 @@ def test_the_labels_of_a_crop_are_what_is_inside_it(tmp_path: Path) -> None:
 
 def test_nothing_changes_without_ranges_and_a_flip_mirrors_columns() -> None:
     planes, generator = torch.rand(2, 3, 9, 9), torch.Generator().manual_seed(0)
-    assert torch.allclose(warp(planes, draw(STILL, generator=generator), side=9), planes, atol=1e-5)
-    mirror = draw(Ranges(rotation=0, flip=1), generator=generator)
-    assert torch.allclose(warp(planes, mirror, side=9), planes.flip(-1), atol=1e-5)
+
+    def changed(ranges: Ranges) -> torch.Tensor:
+        transform = draw(ranges, generator=generator)
+        return warp(planes, draw_grid(ranges, transform, side=9, generator=generator))
+
+    assert torch.allclose(changed(STILL), planes, atol=1e-5)
+    assert torch.allclose(changed(Ranges(rotation=0, flip=1)), planes.flip(-1), atol=1e-5)
+    assert torch.allclose(changed(Ranges(rotation=0, flip=0, upside_down=1)), planes.flip(-2), atol=1e-5)
+
+
+def test_distortion_keeps_the_corners_of_the_grid_and_folds_nothing_over() -> None:
+    generator, still = torch.Generator().manual_seed(1), torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    grid = draw_grid(Ranges(grid=0.9), still, side=500, generator=generator)
+    assert (grid[:, 1:, 0] > grid[:, :-1, 0]).all()
+    assert (grid[1:, :, 1] > grid[:-1, :, 1]).all()
+    assert torch.allclose(grid[[0, -1], [0, -1]], torch.tensor([[-1.0, -1], [1, 1]]), atol=0.02)
+    moved = (grid - draw_grid(Ranges(), still, side=500, generator=generator)).abs().max()
+    assert float(moved) > 0.05
+    lens = draw_grid(Ranges(optical=0.2), still, side=500, generator=generator)
+    share = lens.norm(dim=-1) / draw_grid(Ranges(), still, side=500, generator=generator).norm(dim=-1)
+    assert float((share[250, 250] - 1).abs()) < 1e-3 < float((share[0, 0] - 1).abs()) < 0.16
+
+
+def test_a_crop_shows_a_part_of_the_image_and_nothing_beyond_it() -> None:
+    generator = torch.Generator().manual_seed(2)
+    grids = [
+        draw_grid(ranges, draw(ranges, generator=generator), side=64, generator=generator)
+        for ranges in [Ranges(rotation=0, flip=0, crop=0.2)] * 50
+    ]
+    assert max(float(grid.abs().max()) for grid in grids) < 1
+    areas = [float((grid[-1, -1] - grid[0, 0]).prod()) / 4 * (64 / 63) ** 2 for grid in grids]
+    assert 0.8 - 1e-3 < min(areas) < 0.85
+    assert 0.95 < max(areas) <= 1 + 1e-3
 
 
 def test_what_lies_beyond_the_edge_is_filled() -> None:
     fill = torch.tensor([0.3, -2.0])[:, None, None]
-    shifted = warp(torch.ones(1, 2, 8, 8), torch.tensor([[1.0, 0, 5.0], [0, 1, 0]]), side=8, fill=fill)
+    beyond = torch.tensor([[1.0, 0, 5.0], [0, 1, 0]])
+    grid = draw_grid(STILL, beyond, side=8, generator=torch.Generator())
+    shifted = warp(torch.ones(1, 2, 8, 8), grid, fill=fill)
     assert torch.allclose(shifted, fill.expand(1, 2, 8, 8))
 
 

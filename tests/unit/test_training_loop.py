@@ -1,17 +1,16 @@
 """The loop learns, stops where it is told, and continues after a kill as if nothing had happened."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from inference.models import CnnLstm, CnnLstmConfig, RADnet, RadnetConfig
+from tests.square_scans import square_scans
 from training import stages
-from training.dataset import Sampler, Sampling, Scan, ScanFacts
+from training.dataset import Sampler, Sampling
 from training.errors import DivergedError, TrainingError
 from training.loop import Budget, Keep, Run, fit, without_decay
 from training.recipes import cnn_lstm, demonstration, radnet
@@ -30,23 +29,6 @@ def one_thread() -> Iterator[None]:
 
 
 TINY = RadnetConfig(growth=4, layers=2, stem=6, dropout=0.0, hidden=8, size=32)
-
-
-def scans(count: int = 4, *, channels: int = 1, slices: int = 6) -> list[Scan]:
-    """Grey heads; the middle slices of each have a bright square, subdural by name."""
-    rng = np.random.default_rng(0)
-    made = []
-    for number in range(count):
-        images = 0.4 + 0.05 * rng.standard_normal((slices, channels, 32, 32))
-        masks, labels = np.zeros((slices, 32, 32), np.uint8), np.zeros((slices, 6), np.float32)
-        row, column = rng.integers(4, 20, 2)
-        images[2:5, :, row : row + 8, column : column + 8] += 0.5
-        masks[2:5, row : row + 8, column : column + 8] = 1 << 3
-        labels[2:5, [0, 4]] = 1
-        facts = ScanFacts(patient=f"p{number}", group="squares", pixel_mm=4.0)
-        arrays = {"images": images.astype(np.float16), "masks": masks}
-        made.append(Scan(facts=facts, labels=labels, study_labels=labels.max(0), opened=partial(dict, arrays)))
-    return made
 
 
 def tiny(seed: int = 0) -> RADnet:
@@ -143,16 +125,18 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
 def test_radnet_learns_a_few_scans_by_the_papers_recipe(tmp_path: Path) -> None:
     model, losses = tiny(), []
     recipe = RadnetRecipe(epochs=8, slices=6, rate=0.05)
-    steps = radnet.train(model, scans(), recipe=recipe, run=Run(seed=0, report=lambda now: losses.append(now.loss)))
+    steps = radnet.train(
+        model, square_scans(), recipe=recipe, run=Run(seed=0, report=lambda now: losses.append(now.loss))
+    )
     assert steps == 32
-    batch = Sampler(scans(), Sampling(runs=4, slices=6, side=32)).batch(torch.Generator().manual_seed(0))
+    batch = Sampler(square_scans(), Sampling(runs=4, slices=6, side=32)).batch(torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert float(radnet.loss(model, batch, recipe)) < 0.8 * float(radnet.loss(tiny().train(), batch, recipe))
 
 
 def test_an_ablation_without_attention_has_no_segmentation_loss() -> None:
     plain = RADnet(RadnetConfig.from_json(TINY.to_json() | {"attention": False}))
-    batch = Sampler(scans(), Sampling(runs=2, slices=6, side=32)).batch(torch.Generator().manual_seed(0))
+    batch = Sampler(square_scans(), Sampling(runs=2, slices=6, side=32)).batch(torch.Generator().manual_seed(0))
     recipe = RadnetRecipe(attention_weight=1e6)
     assert float(radnet.loss(plain, batch, recipe).detach()) < 10 < float(radnet.loss(tiny(), batch, recipe).detach())
 
@@ -162,7 +146,7 @@ def test_the_cnn_lstm_takes_steps_by_the_papers_recipe() -> None:
     model = CnnLstm(CnnLstmConfig(trunk="resnet18", hidden=4, size=32))
     before = model.trunk.conv1.weight.detach().clone()  # type: ignore[union-attr, operator]
     recipe = CnnLstmRecipe(epochs=1, studies=2, slices=3, accumulate=2)
-    assert cnn_lstm.train(model, scans(channels=3), recipe=recipe, run=Run(seed=0)) == 2
+    assert cnn_lstm.train(model, square_scans(channels=3), recipe=recipe, run=Run(seed=0)) == 2
     assert not torch.equal(before, model.trunk.conv1.weight)  # type: ignore[arg-type]
 
 
@@ -176,7 +160,7 @@ def test_the_helped_trunk_gives_a_mask_for_each_subtype_at_each_of_its_stages() 
 def test_the_sequence_part_is_trained_and_the_trunk_left_alone() -> None:
     model = tiny()
     trunk = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("blocks")}
-    described = stages.describe(model, scans())
+    described = stages.describe(model, square_scans())
     before = stages.sequence_loss(model, described)
     after = stages.train_sequence(model, described, described, seed=0, steps=60, every=20, rate=0.02, dropout=0.0)
     assert after == pytest.approx(stages.sequence_loss(model, described))
@@ -186,6 +170,6 @@ def test_the_sequence_part_is_trained_and_the_trunk_left_alone() -> None:
 
 def test_the_sequence_part_never_ends_worse_on_validation_than_it_began() -> None:
     model = tiny()
-    described = stages.describe(model, scans())
+    described = stages.describe(model, square_scans())
     before = stages.sequence_loss(model, described)
     assert stages.train_sequence(model, described, described, seed=0, steps=4, every=2, rate=50.0) <= before

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from training.recipe import Recipe
-from training.recipes import cnn_lstm, radnet
+from training.recipes import adjacent, cnn_lstm, radnet, resnet_2d, resnet_3d
 
-RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in (radnet, cnn_lstm)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (*radnet.RECIPES, cnn_lstm.RECIPE, adjacent.RECIPE, resnet_2d.RECIPE, *resnet_3d.RECIPES)
+}
 """What `hemonode train` knows by name. Adding a recipe is adding its module."""
 
 __all__ = ["RECIPES"]

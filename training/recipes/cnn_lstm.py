@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
 from inference.preprocess import Preprocessing
 from inference.result import LABELS, Json
 from training.augment import Ranges, cutmix
-from training.dataset import Ahead, Batch, Sampler, Sampling, Scan
-from training.loop import Budget, Run, autocast, fit, without_decay
+from training.course import Course, follow, sampled
+from training.dataset import Batch, Sampling, Scan
+from training.loop import Run, without_decay
 from training.losses import weighted_log_loss
 from training.recipe import Recipe
 from training.schedules import warmup_cosine
@@ -26,7 +26,8 @@ class CnnLstmRecipe(Json):
     """The values of the paper. Those marked † are not in it but in the code its authors published later.
 
     End to end, Adam at 10⁻³ for 30 epochs with a linear warm-up and half a cosine, crops and resizing, flips, rotation,
-    noise and CutMix. Optical and grid distortion, which the paper also names, are not made here.
+    optical and grid distortion, noise and CutMix. The published code draws each change anew for every slice; here a
+    run of slices is changed as one, as the network reads it.
     """
 
     epochs: int = 30
@@ -34,8 +35,17 @@ class CnnLstmRecipe(Json):
     rotation: float = 30.0
     flip: float = 0.5
     cutmix_alpha: float = 1.0
+    upside_down: float = 0.5
+    crop: float = 0.2
+    """† share of the area that a crop leaves out at most, before it is resized"""
     scale: float = 0.1
-    """† crops of 0.8 to 1 of the area, resized"""
+    """†"""
+    shift: float = 0.0625
+    """† share of the side"""
+    optical: float = 0.2
+    """†"""
+    grid: float = 0.2
+    """†"""
     noise: float = 0.1
     """largest standard deviation, in normalised units; † not given"""
     studies: int = 5
@@ -47,9 +57,24 @@ class CnnLstmRecipe(Json):
     warmup: float = 0.1
     """† share of the training, 3 of 30 epochs"""
     decay: float = 0.01
-    """† decoupled, on matrices and filters only"""
+    """† decoupled, on matrices and filters only; 0 is plain Adam"""
     positive: float = 0.5
     """† share of the runs around a positive slice"""
+
+    @property
+    def ranges(self) -> Ranges:
+        """What images are changed by (section 3.1)."""
+        return Ranges(
+            rotation=self.rotation,
+            flip=self.flip,
+            upside_down=self.upside_down,
+            crop=self.crop,
+            scale=self.scale,
+            shift=self.shift,
+            optical=self.optical,
+            grid=self.grid,
+            noise=self.noise,
+        )
 
 
 def loss(model: CnnLstm, batch: Batch, recipe: CnnLstmRecipe, *, generator: torch.Generator) -> Tensor:
@@ -63,34 +88,30 @@ def loss(model: CnnLstm, batch: Batch, recipe: CnnLstmRecipe, *, generator: torc
 
 def train(model: CnnLstm, scans: Sequence[Scan], *, recipe: CnnLstmRecipe, run: Run) -> int:
     """Train `model` on `scans` as the paper does and return the number of steps."""
-    ranges = Ranges(rotation=recipe.rotation, flip=recipe.flip, scale=recipe.scale, noise=recipe.noise)
     sampling = Sampling(
-        runs=recipe.studies, slices=recipe.slices, side=model.size, positive=recipe.positive, ranges=ranges
+        runs=recipe.studies,
+        slices=recipe.slices,
+        side=model.size,
+        positive=recipe.positive,
+        ranges=recipe.ranges,
     )
-    sampler = Sampler(scans, sampling)
     model.to(run.device).train()
     optimizer = torch.optim.AdamW(without_decay([model], decay=recipe.decay), lr=recipe.rate)
-    slices = recipe.studies * recipe.slices * recipe.accumulate
-    with Ahead(partial(sampler.numbered, seed=run.seed), workers=run.workers, stride=run.team.size) as batches:
-
-        def loss_at(number: int) -> Tensor:
-            generator = torch.Generator().manual_seed(run.seed * 1_000_003 + number)
-            with autocast(run.device):
-                return loss(model, batches(number).to(run.device), recipe, generator=generator)
-
-        return fit(
-            model,
-            optimizer,
-            loss_at,
-            budget=Budget(steps=recipe.epochs * max(1, sum(map(len, scans)) // slices), minutes=run.minutes),
-            schedule=warmup_cosine(recipe.warmup),
-            seed=run.seed,
-            accumulate=recipe.accumulate,
-            keep=run.keep,
-            report=run.report,
-            report_every=run.report_every,
-            team=run.team,
-        )
+    course = Course(
+        epochs=recipe.epochs,
+        slices=recipe.studies * recipe.slices,
+        schedule=warmup_cosine(recipe.warmup),
+        accumulate=recipe.accumulate,
+    )
+    return follow(
+        course,
+        model,
+        optimizer,
+        lambda batch, generator: loss(model, batch, recipe, generator=generator),
+        sampled(scans, sampling, run=run),
+        count=sum(map(len, scans)),
+        run=run,
+    )
 
 
 RECIPE = Recipe(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ from inference.models.radnet import RADnet, RadnetConfig
 from inference.preprocess import Preprocessing
 from inference.result import ANY, Json
 from training.augment import Ranges
-from training.dataset import Ahead, Batch, Sampler, Sampling, Scan
-from training.loop import Budget, Run, autocast, fit
+from training.course import Course, follow, sampled
+from training.dataset import Batch, Sampling, Scan
+from training.loop import Run
 from training.losses import attention_loss, weighted_log_loss
 from training.recipe import Recipe
 from training.schedules import thirds
@@ -70,31 +70,20 @@ def train(model: RADnet, scans: Sequence[Scan], *, recipe: RadnetRecipe, run: Ru
     """Train `model` on `scans` as the paper does and return the number of steps."""
     ranges = Ranges(rotation=recipe.rotation, flip=recipe.flip)
     sampling = Sampling(runs=1, slices=recipe.slices, side=model.size, positive=recipe.positive, ranges=ranges)
-    sampler = Sampler(scans, sampling)
     model.to(run.device).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
     )
-    slices = recipe.slices * recipe.accumulate
-    with Ahead(partial(sampler.numbered, seed=run.seed), workers=run.workers, stride=run.team.size) as batches:
-
-        def loss_at(number: int) -> Tensor:
-            with autocast(run.device):
-                return loss(model, batches(number).to(run.device), recipe)
-
-        return fit(
-            model,
-            optimizer,
-            loss_at,
-            budget=Budget(steps=recipe.epochs * max(1, sum(map(len, scans)) // slices), minutes=run.minutes),
-            schedule=thirds,
-            seed=run.seed,
-            accumulate=recipe.accumulate,
-            keep=run.keep,
-            report=run.report,
-            report_every=run.report_every,
-            team=run.team,
-        )
+    course = Course(epochs=recipe.epochs, slices=recipe.slices, schedule=thirds, accumulate=recipe.accumulate)
+    return follow(
+        course,
+        model,
+        optimizer,
+        lambda batch, _: loss(model, batch, recipe),
+        sampled(scans, sampling, run=run),
+        count=sum(map(len, scans)),
+        run=run,
+    )
 
 
 RECIPE = Recipe(
@@ -108,3 +97,9 @@ RECIPE = Recipe(
     rule=ScanRule(run=3),
     train=train,
 )
+RECIPES = (
+    RECIPE,
+    replace(RECIPE, name="densenet_a", architecture=RadnetConfig(recurrent=False).to_json()),
+    replace(RECIPE, name="densenet", architecture=RadnetConfig(attention=False, recurrent=False).to_json()),
+)
+"""RADnet and the two networks it is compared with (section 3, table 1), all by the same recipe."""

@@ -1,0 +1,96 @@
+"""`hemonode train` with every recipe, from phantoms to a model directory that a node can load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision import models as torchvision_models
+from typer.testing import CliRunner
+
+from inference import card as cards
+from inference.models import build
+from training.__main__ import app
+from training.errors import TrainingError
+from training.recipes import RECIPES
+
+HEADS = "phantom:count=6,first=1,presets=easy,sizes=64,thicknesses=16"
+DENSE = {"growth": 3, "layers": 2, "stem": 4, "hidden": 4, "size": 32}
+RESNET = {"trunk": "resnet18", "size": 32}
+TINY: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
+    "radnet": (DENSE, {"slices": 4}),
+    "densenet_a": (DENSE, {"slices": 4}),
+    "densenet": (DENSE, {"slices": 4}),
+    "cnn_lstm": (RESNET | {"hidden": 4}, {"studies": 2, "slices": 4}),
+    "adjacent": (RESNET, {"blocks": 2, "fusion_epochs": 1, "fusion_batch": 8}),
+    "resnet_2d": (RESNET, {"batch": 8}),
+    "resnet_3d": ({"size": 16, "depth": 8}, {}),
+    "resnet_3d_five": ({"size": 16, "depth": 5, "per_slice": True}, {"batch": 4}),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these lose time by sharing work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def train(name: str, out: Path, cache: Path, *more: str) -> str:
+    """One epoch of a recipe by its command; returns what the command says."""
+    architecture, values = TINY[name]
+    line = ["train", name, "--data", HEADS, "--out", str(out), "--cache", str(cache), "--split", "0.5,0.25,0.25"]
+    line += ["--architecture", json.dumps(architecture), "--workers", "1", "--threads", "1", "--validate-every", "2"]
+    for key, value in ({"epochs": 1} | values).items():
+        line += ["--set", f"{key}={value}"]
+    done = CliRunner().invoke(app, [*line, *more], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_every_recipe_is_tried_here() -> None:
+    assert set(TINY) == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_goes_from_phantoms_to_a_model_directory(name: str, tmp_path: Path, cache: Path) -> None:
+    assert "SHA-256" in train(name, tmp_path, cache)
+    card, state = cards.load(tmp_path / "model")
+    model = build(card)
+    model.load_state_dict(state)
+    assert card.family == RECIPES[name].family
+    assert card.labels == RECIPES[name].labels
+    assert card.provenance.recipe.endswith("from random weights")
+    assert card.figures["test"]["all"]["slices"]["cases"] > 0
+    assert "validation/loss" in (tmp_path / "log.csv").read_text()
+
+
+def test_imagenets_weights_are_where_a_training_begins_and_the_card_says_so(tmp_path: Path, cache: Path) -> None:
+    torch.manual_seed(7)
+    imagenet = torchvision_models.resnet18(weights=None)
+    torch.save(imagenet.state_dict(), tmp_path / "resnet18.pth")
+    train("resnet_2d", tmp_path / "run", cache, "--start-from", str(tmp_path / "resnet18.pth"), "--set", "rate=1e-9")
+    card, state = cards.load(tmp_path / "run" / "model")
+    kept = state["trunk.layer4.0.conv1.weight"].float()
+    assert torch.allclose(kept, imagenet.layer4[0].conv1.weight, atol=1e-3)
+    assert "from resnet18.pth (layout torchvision, SHA-256 " in card.provenance.recipe
+    assert card.provenance.recipe.endswith("random weights in classify")
+    started = json.loads((tmp_path / "run" / "dataset.json").read_text())["start"]
+    assert started.startswith("resnet18.pth")
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path, cache: Path) -> None:
+    torch.save(torchvision_models.alexnet(weights=None).features.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(TrainingError, match="--start-from: "):
+        train("resnet_2d", tmp_path / "run", cache, "--start-from", str(tmp_path / "other.pth"))

@@ -1,0 +1,177 @@
+"""Descriptors of adjacent slices as their paper trains them (Ngo et al., section II), one stage after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inference.decision import ScanRule
+from inference.models.adjacent import BLOCK, REACH, Adjacent, AdjacentConfig
+from inference.preprocess import Preprocessing
+from inference.result import LABELS, Json
+from training.augment import Ranges, cutmix
+from training.course import SEEDS, Course, follow, named, sampled
+from training.dataset import Batch, Sampling, Scan
+from training.loop import Budget, Run, fit
+from training.losses import weighted_log_loss
+from training.recipe import Recipe
+from training.schedules import cosine, warmup_cosine
+from training.stages import Described, describe
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjacentRecipe(Json):
+    """The values of the paper. Those marked † are not in it.
+
+    Stage 1 trains trunk and descriptor on blocks of seven slices: Adam at 5·10⁻⁴ with half a cosine, 20 epochs, 16
+    blocks a batch. Stage 2 trains the fusion network on the descriptors of all slices; the paper says nothing of how.
+    It names cropping, resizing, flips, rotation, distortion, noise and CutMix without values: those of the same
+    authors' CNN-LSTM stand here.
+    """
+
+    epochs: int = 20
+    rate: float = 5e-4
+    blocks: int = 16
+    accumulate: int = 1
+    """† batches a step; at least as many as processes train together"""
+    warmup: float = 0.05
+    """† share of stage 1, one epoch: the procedure of He et al. 2019, which the paper follows"""
+    cutmix_alpha: float = 1.0
+    rotation: float = 30.0
+    """†"""
+    flip: float = 0.5
+    """† chance of each flip"""
+    crop: float = 0.2
+    """† share of the area that is left out at most"""
+    distortion: float = 0.2
+    """† optical and of a grid"""
+    noise: float = 0.1
+    """† largest standard deviation, in normalised units"""
+    positive: float = 0.5
+    """† share of the blocks around a positive slice"""
+    fusion_epochs: int = 10
+    """†"""
+    fusion_rate: float = 1e-3
+    """†"""
+    fusion_batch: int = 1024
+    """† slices"""
+
+    @property
+    def ranges(self) -> Ranges:
+        """What images are changed by; one draw for a block."""
+        return Ranges(
+            rotation=self.rotation,
+            flip=self.flip,
+            upside_down=self.flip,
+            crop=self.crop,
+            optical=self.distortion,
+            grid=self.distortion,
+            noise=self.noise,
+        )
+
+
+STAGE_1_SHARE = 0.95
+"""Of the minutes, where they end the run."""
+
+
+def loss(model: Adjacent, batch: Batch, recipe: AdjacentRecipe, *, generator: torch.Generator) -> Tensor:
+    """Weighted log loss of every slice of the blocks by itself, after CutMix over all of them (section II-A)."""
+    images, labels = batch.images.flatten(0, 1), batch.labels.flatten(0, 1)
+    if recipe.cutmix_alpha:
+        images, labels = cutmix(images, labels, alpha=recipe.cutmix_alpha, generator=generator)
+    return weighted_log_loss(model.describe_logits(images), labels)
+
+
+def train(model: Adjacent, scans: Sequence[Scan], *, recipe: AdjacentRecipe, run: Run) -> int:
+    """Train both stages of `model` on `scans` and return the number of steps."""
+    done = train_descriptors(model, scans, recipe=recipe, run=run)
+    described = describe(model, scans)
+    return done + train_fusion(model, described, recipe=recipe, run=run, done=done)
+
+
+def train_descriptors(model: Adjacent, scans: Sequence[Scan], *, recipe: AdjacentRecipe, run: Run) -> int:
+    """Stage 1: trunk and descriptors. The fusion network says nothing yet, so nothing is validated."""
+    sampling = Sampling(
+        runs=recipe.blocks,
+        slices=BLOCK,
+        side=model.size,
+        positive=recipe.positive,
+        ranges=recipe.ranges,
+        centred=True,
+    )
+    model.to(run.device).train()
+    stage = nn.ModuleList([model.trunk, model.describe])
+    course = Course(
+        epochs=recipe.epochs,
+        slices=recipe.blocks * BLOCK,
+        schedule=warmup_cosine(recipe.warmup),
+        accumulate=recipe.accumulate,
+        name="descriptors",
+        share=STAGE_1_SHARE,
+    )
+    return follow(
+        course,
+        stage,
+        torch.optim.Adam(stage.parameters(), lr=recipe.rate),
+        lambda batch, generator: loss(model, batch, recipe, generator=generator),
+        sampled(scans, sampling, run=run),
+        count=sum(map(len, scans)),
+        run=run.unjudged(),
+    )
+
+
+def train_fusion(
+    model: Adjacent, described: Sequence[Described], *, recipe: AdjacentRecipe, run: Run, done: int = 0
+) -> int:
+    """Stage 2: the fusion network on the descriptors of all slices, a slice and its six neighbours at a time."""
+    blocks, labels = (part.to(run.device) for part in neighbourhoods(described))
+    stage = nn.ModuleList([model.fuse, model.classify])
+
+    def loss_at(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(run.seed * SEEDS + number)
+        chosen = torch.randint(0, len(blocks), (recipe.fusion_batch,), generator=generator).to(run.device)
+        return weighted_log_loss(model.decide(blocks[chosen])[:, REACH], labels[chosen])
+
+    course = Course(
+        epochs=recipe.fusion_epochs, slices=recipe.fusion_batch, schedule=cosine, accumulate=recipe.accumulate
+    )
+    return fit(
+        stage,
+        torch.optim.Adam(stage.parameters(), lr=recipe.fusion_rate),
+        loss_at,
+        budget=Budget(steps=course.steps(len(blocks)), minutes=run.minutes * (1 - STAGE_1_SHARE)),
+        schedule=course.schedule,
+        seed=run.seed,
+        accumulate=course.accumulate,
+        keep=named(run.keep, "fusion"),
+        report=run.report,
+        report_every=run.report_every,
+        done=done,
+        team=run.team,
+    )
+
+
+def neighbourhoods(described: Sequence[Described]) -> tuple[Tensor, Tensor]:
+    """Descriptors (n, 7, 6) around every slice, the scan's last one repeated beyond its ends, and its labels (n, 6)."""
+    blocks = []
+    for one in described:
+        padded = torch.cat([one.descriptors[:1]] * REACH + [one.descriptors] + [one.descriptors[-1:]] * REACH)
+        blocks.append(padded.unfold(0, BLOCK, 1).transpose(1, 2))
+    labels = [one.labels(len(LABELS)) for one in described]
+    return torch.cat(blocks), torch.cat(labels)
+
+
+RECIPE = Recipe(
+    name="adjacent",
+    paper="Ngo et al. 2022",
+    values=AdjacentRecipe,
+    family="adjacent",
+    architecture=AdjacentConfig().to_json(),
+    preprocessing=lambda size: Preprocessing.three_windows(size=size),
+    labels=LABELS,
+    rule=ScanRule(max=True),
+    train=train,
+)
