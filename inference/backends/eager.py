@@ -16,14 +16,14 @@ from inference.device import cpu_has_bf16
 NORMALISATIONS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def eager(part: nn.Module, *, bf16: bool, memory_format: torch.memory_format) -> Run:
+def eager(part: nn.Module, *, bf16: bool, memory_format: torch.memory_format, to_be_compiled: bool = False) -> Run:
     """Runs a copy of `part`, folded and where `bf16` says so in bfloat16; `part` is left alone.
 
     Weights are converted once. Autocast would do it again for every batch, and normalise in two passes over the maps.
     """
     part = folded(copy.deepcopy(part))
     if bf16:
-        _halve(widened(part))
+        _halve(widened(part), own_bias=to_be_compiled)
     part = part.to(memory_format=memory_format)
 
     def run(images: Tensor) -> Tensor:
@@ -51,12 +51,13 @@ def folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def _halve(part: nn.Module) -> None:
+def _halve(part: nn.Module, *, own_bias: bool) -> None:
     """Weights that multiply become bfloat16; normalisations keep theirs, whose variances need more digits.
 
-    So do biases on a CPU that computes in bfloat16 itself; elsewhere torch has no such convolution.
+    So do biases on a CPU that computes in bfloat16 itself; elsewhere torch has no such convolution, and torch.compile
+    cannot take it in: there each convolution keeps its `own_bias`, in bfloat16.
     """
-    if next(part.parameters()).device.type == "cpu" and cpu_has_bf16():
+    if not own_bias and next(part.parameters()).device.type == "cpu" and cpu_has_bf16():
         with_each_bias(part, BiasInSums)
     for layer in part.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear):
