@@ -17,7 +17,7 @@ from torch import Tensor
 from inference import reading
 from inference.backends import BackendFailed, accelerated, chosen
 from inference.card import ModelCard, ModelError, load, load_watch
-from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors, usable_threads
+from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, one_thread, processors, usable_threads
 from inference.models import ScanModel, build
 from inference.novelty import Watch
 from inference.place import ScanSlice, SlicePlace
@@ -316,7 +316,10 @@ class Engine:
     def _logits_by(self, network: ScanModel, descriptors: Rows) -> NDArray[np.float32]:
         if network.costly_decide and network.context is not None:
             return self._logits_by_stretches(network, descriptors, network.context)
-        return self._logits_of(network, descriptors)
+        if network.costly_decide:
+            return self._logits_of(network, descriptors)
+        with one_thread():
+            return self._logits_of(network, descriptors)
 
     def _logits_by_stretches(self, network: ScanModel, descriptors: Rows, context: int) -> NDArray[np.float32]:
         """A few chunks at a time, between the neighbours on which their logits depend."""

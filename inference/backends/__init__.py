@@ -109,8 +109,9 @@ def _run(part: nn.Module, network: ScanModel, *, backend: str, processor: Proces
 
         made: Run = OpenVino(part, shape=network.costly_shape, bf16=processor.bf16)
         return InPieces(lambda: made, largest=batch)
-    run = eager(part, bf16=processor.bf16, memory_format=network.memory_format)
-    if backend == "compile":
+    to_be_compiled = backend == "compile"
+    run = eager(part, bf16=processor.bf16, memory_format=network.memory_format, to_be_compiled=to_be_compiled)
+    if to_be_compiled:
         run = compiled(run)
     if backend != "eager" and torch.device(processor.device).type == "cuda":
         smallest = 1 if network.costly_decide else min(SMALLEST_GRAPH, batch)

@@ -9,25 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from inference.backends.rounding import CONVOLUTIONS, BiasInSums, in_halves, widened, with_each_bias
 from inference.backends.run import Run
+from inference.device import cpu_has_bf16
 
-CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 NORMALISATIONS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def eager(part: nn.Module, *, bf16: bool, memory_format: torch.memory_format) -> Run:
+def eager(part: nn.Module, *, bf16: bool, memory_format: torch.memory_format, to_be_compiled: bool = False) -> Run:
     """Runs a copy of `part`, folded and where `bf16` says so in bfloat16; `part` is left alone.
 
     Weights are converted once. Autocast would do it again for every batch, and normalise in two passes over the maps.
     """
     part = folded(copy.deepcopy(part))
     if bf16:
-        _halve(part)
+        _halve(widened(part), own_bias=to_be_compiled)
     part = part.to(memory_format=memory_format)
-    dtype = torch.bfloat16 if bf16 else torch.float32
 
     def run(images: Tensor) -> Tensor:
-        features: Tensor = part(images.to(dtype).contiguous(memory_format=memory_format))
+        if bf16:
+            images = in_halves(images, dtype=torch.bfloat16, memory_format=memory_format)
+        features: Tensor = part(images.contiguous(memory_format=memory_format))
         return features.float()
 
     return run
@@ -49,8 +51,14 @@ def folded(module: nn.Module) -> nn.Module:
     return module
 
 
-def _halve(module: nn.Module) -> None:
-    """Weights that multiply become bfloat16; normalisations keep theirs, whose variances need more digits."""
-    for layer in module.modules():
+def _halve(part: nn.Module, *, own_bias: bool) -> None:
+    """Weights that multiply become bfloat16; normalisations keep theirs, whose variances need more digits.
+
+    So do biases on a CPU that computes in bfloat16 itself; elsewhere torch has no such convolution, and torch.compile
+    cannot take it in: there each convolution keeps its `own_bias`, in bfloat16.
+    """
+    if not own_bias and next(part.parameters()).device.type == "cpu" and cpu_has_bf16():
+        with_each_bias(part, BiasInSums)
+    for layer in part.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear):
             layer.to(torch.bfloat16)

@@ -5,6 +5,7 @@ Nothing is kept on disk: a compiled model in a file would be code that no card's
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 import warnings
@@ -15,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inference.backends.eager import folded
 from inference.backends.failure import BackendFailed
+from inference.backends.rounding import BiasApart, in_halves, widened, with_each_bias
 
 TRACED_SIDE = 64
 """Rows and columns of the image with which a network is traced: no network here computes otherwise on larger ones."""
@@ -31,6 +34,10 @@ class OpenVino:
     """
 
     def __init__(self, part: nn.Module, *, shape: Sequence[int], bf16: bool) -> None:
+        self._bf16 = bf16
+        if bf16:
+            part = widened(with_each_bias(folded(copy.deepcopy(part).eval()), BiasApart))
+            shape = (2 * shape[0], *shape[1:])
         try:
             self._request = _compiled(part, shape=tuple(shape), bf16=bf16).create_infer_request()
         except (ImportError, RuntimeError) as error:
@@ -38,7 +45,10 @@ class OpenVino:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (n, d) of images (n, …)."""
-        pixels = images.float().contiguous().numpy()
+        images = images.float()
+        if self._bf16:
+            images = in_halves(images, dtype=torch.float32, memory_format=torch.contiguous_format)
+        pixels = images.contiguous().numpy()
         try:
             (features,) = self._request.infer([pixels], share_inputs=True).values()
         except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.backends import (
     OPENVINO_GAIN,
@@ -22,10 +22,12 @@ from inference.backends import (
     chosen,
     openvino_installed,
 )
+from inference.backends.compiled import compiled
+from inference.backends.eager import eager
 from inference.backends.graphs import Graph
 from inference.backends.openvino import OpenVino
 from inference.backends.pieces import InPieces
-from inference.device import Processor, usable_threads
+from inference.device import Processor, one_thread, usable_threads
 from inference.engine import Engine, LoadedModel
 from inference.models import FAMILIES, ScanModel
 from inference.result import ModelReading
@@ -41,6 +43,13 @@ MARGIN = 0.02
 needs_openvino = pytest.mark.skipif(not openvino_installed(), reason="openvino is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 every_family = pytest.mark.parametrize("family", EVERY)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These networks are too small for more."""
+    with one_thread():
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +118,16 @@ def test_openvino_stays_as_close(family: str) -> None:
     assert np.abs(full.values - found.values).max() <= MARGIN
     assert flipped(full, found) == []
     assert (reading.device, reading.warnings) == ("cpu, openvino", ())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_compiled_by_torch_a_network_gives_the_same_numbers(bf16: bool) -> None:
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    run = eager(part.eval().requires_grad_(False), bf16=bf16, memory_format=torch.channels_last, to_be_compiled=True)
+    pixels = torch.rand(2, 1, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(run)(pixels), run(pixels), atol=5e-3 if bf16 else 1e-5, rtol=0)
 
 
 @needs_openvino

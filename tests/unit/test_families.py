@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 from inference.card import ModelCard, load, save
 from inference.decision import ScanRule
+from inference.device import one_thread
 from inference.models import build
 from inference.models.catalogue import PUBLISHED, Published
 from inference.preprocess import Preprocessing, equalising_quantiles
@@ -56,6 +57,13 @@ def phantom() -> list[small_scan.SmallSlice]:
         )
         for i, hu in enumerate(study.hu)
     ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These networks are too small for more."""
+    with one_thread():
+        yield
 
 
 HEAD = phantom()

@@ -1,0 +1,76 @@
+"""What bfloat16 must not round away: the digits of the images, and the biases. All else averages out.
+
+A bfloat16 has eight binary digits. A rounded weight or map errs differently everywhere, and sums over hundreds of them
+hardly notice. A rounded grey value or bias errs the same way over a whole region, and moves scores by hundredths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+
+FINITE = torch.finfo(torch.float32).max
+
+
+def in_halves(images: Tensor, *, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """Images (n, 2 · channels, …): as bfloat16 has them, then what that leaves; together they have sixteen digits."""
+    shape = (images.shape[0], 2 * images.shape[1], *images.shape[2:])
+    halves = torch.empty(shape, dtype=dtype, device=images.device, memory_format=memory_format)
+    coarse, fine = halves.chunk(2, 1)
+    coarse.copy_(images.to(torch.bfloat16))
+    fine.copy_(images - coarse)
+    return halves
+
+
+def widened(part: nn.Module) -> nn.Module:
+    """The first convolution takes images as from `in_halves` now; changes `part` itself."""
+    first = next(module for module in part.modules() if isinstance(module, CONVOLUTIONS))
+    first.weight = nn.Parameter(torch.cat((first.weight, first.weight), 1), requires_grad=False)
+    first.in_channels *= 2
+    return part
+
+
+def with_each_bias(part: nn.Module, make: Callable[[nn.Conv2d | nn.Conv3d, Tensor], nn.Module]) -> nn.Module:
+    """Every convolution with a bias is what `make` makes of it now; changes `part` itself."""
+    for parent in list(part.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, CONVOLUTIONS) and child.bias is not None:
+                setattr(parent, name, make(child, child.bias))
+    return part
+
+
+class BiasApart(nn.Module):
+    """A convolution and its bias, in two steps: what backends that round biases are given instead.
+
+    OpenVINO rounds the bias of a convolution to bfloat16, and takes an addition right behind one for its bias. The
+    bound between them, beyond any number, keeps them apart; it fuses both all the same, in float32.
+    """
+
+    def __init__(self, convolution: nn.Conv2d | nn.Conv3d, bias: Tensor) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(bias.detach(), requires_grad=False)
+        convolution.bias = None
+        self.convolution = convolution
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """As the convolution."""
+        sums: Tensor = self.convolution(maps)
+        return sums.clamp(-FINITE, FINITE) + self.offset.reshape(-1, *(1,) * (maps.ndim - 2))
+
+
+class BiasInSums(BiasApart):
+    """The same for torch on a CPU with bfloat16, in one step: the bias joins the float32 sums before they are rounded.
+
+    `nn.Conv2d` would want the bias in bfloat16 as well.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """As the convolution, in bfloat16."""
+        c = self.convolution
+        padding = [int(width) for width in c.padding]
+        sums: Tensor = torch.mkldnn_convolution(maps, c.weight, self.offset, padding, c.stride, c.dilation, c.groups)
+        return sums
