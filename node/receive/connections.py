@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from queue import Queue
 from typing import Any
 
 from pynetdicom import evt
@@ -74,7 +75,8 @@ class Connections:
         # A connection closed before it asked for anything (a load balancer's health check): pynetdicom would let the
         # association's thread wait for the request until the ACSE timeout. None is its own word for "nothing came".
         if event.assoc.requestor.primitive is None:
-            event.assoc.dul.to_user_queue.put(None)
+            waiting: Queue[Any] = event.assoc.dul.to_user_queue
+            waiting.put(None)
 
     def _close(self, association: Association) -> None:
         # pynetdicom closes a socket only when shutting it down succeeded, which it does not after a reset.
