@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import matching
 from db.dicom_json import Attributes, first, tag_of, values
-from db.engine import insert_into
+from db.engine import INSERT, insert_into
 from db.schema import catalog_series, catalog_studies, instances
 
 WILD = frozenset("*?")
@@ -74,7 +73,7 @@ def enter_series(tx: sa.Connection, described: Sequence[NewSeries]) -> None:
 
 _ENTER_SERIES = {
     name: insert(catalog_series).on_conflict_do_nothing(index_elements=["series_uid", "study_uid"])
-    for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+    for name, insert in INSERT.items()
 }
 """Made once: making a statement takes longer than running it."""
 

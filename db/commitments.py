@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit
 from db.dicom_json import Attributes, first, items, tag_of
+from db.engine import insert_into
 from db.errors import LeaseLost
 from db.schema import associations, commitment_asks, commitment_requests, deliveries, now
 from db.states import CommitmentState, DeliveryState
@@ -70,8 +70,7 @@ def accept(tx: sa.Connection, new: NewRequest) -> None:
     fresh = {"association_id": new.association_id, "state": CommitmentState.ASKED, "due_at": at, "attempts": 0,
              "address": new.address, "asked_at": at, "owner": None, "lease_until": None, "error": None}  # fmt: skip
     key = {"transaction_uid": new.transaction_uid, "ae_title": new.ae_title, "digest": digest}
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
-    query = insert(commitment_requests).values(asked=[list(pair) for pair in new.asked], **key, **fresh)
+    query = insert_into(tx, commitment_requests).values(asked=[list(pair) for pair in new.asked], **key, **fresh)
     tx.execute(query.on_conflict_do_update(index_elements=list(key), set_=fresh))
     audit.record(tx, "commitment_asked", transaction_uid=new.transaction_uid, ae_title=new.ae_title,
                  instances=len(new.asked))  # fmt: skip

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit
+from db.engine import insert_into
 from db.errors import LeaseLost
 from db.schema import deliveries, now
 from db.states import DeliveryKind, DeliveryState
@@ -51,12 +51,11 @@ class Delivery:
 
 def enqueue(tx: sa.Connection, *, study_uid: str, revision: int, new: Sequence[NewDelivery]) -> None:
     """Each delivery is due now; one that exists already stays as it is."""
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
     at = now()
     for item in new:
         values = {"study_uid": study_uid, "revision": revision, "kind": item.kind, "destination": item.destination}
         tx.execute(
-            insert(deliveries)
+            insert_into(tx, deliveries)
             .values(state=DeliveryState.DUE, due_at=at, attempts=0, created_at=at, **values)
             .on_conflict_do_nothing()
         )

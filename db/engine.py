@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,13 @@ class Database:
             command.upgrade(config, "head")
 
 
+INSERT: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""What makes an INSERT that knows ON CONFLICT, by the name of the dialect."""
+
+
 def insert_into(tx: sa.Connection, table: sa.Table) -> Any:
     """An INSERT of the dialect in use, which knows ON CONFLICT."""
-    return (postgresql if tx.dialect.name == "postgresql" else sqlite).insert(table)
+    return INSERT[tx.dialect.name](table)
 
 
 def _alembic(url: str) -> Config:

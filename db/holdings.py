@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
+from db.engine import Database
 from db.instances import Instance
 from db.schema import catalog_series, catalog_studies, instances, studies
+
+AT_ONCE = 200
+"""Rows read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,18 @@ def page(tx: sa.Connection, selection: Selection, *, after_seq: int, limit: int)
     query = sa.select(instances).where(*_where(selection), instances.c.seq > after_seq)
     rows = tx.execute(query.order_by(instances.c.seq).limit(limit)).mappings()
     return tuple(Instance(**dict(row)) for row in rows)
+
+
+def each(database: Database, selection: Selection) -> Iterator[Instance]:
+    """Every selected instance in the order received, read page by page: no transaction stays open meanwhile."""
+    last = 0
+    while True:
+        with database.read() as tx:
+            found = page(tx, selection, after_seq=last, limit=AT_ONCE)
+        if not found:
+            return
+        last = found[-1].seq
+        yield from found
 
 
 def _where(selection: Selection) -> list[sa.ColumnElement[bool]]:

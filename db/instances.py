@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit, catalog
-from db.engine import insert_into
+from db.engine import INSERT, insert_into
 from db.schema import Utc, instances, now, set_aside, studies
 from db.states import SetAsideKind, StudyState
 
@@ -111,7 +110,7 @@ _ADD = {
     name: insert(instances)
     .on_conflict_do_nothing(index_elements=["sop_instance_uid"])
     .returning(instances.c.sop_instance_uid, instances.c.seq)
-    for name, insert in (("sqlite", sqlite.insert), ("postgresql", postgresql.insert))
+    for name, insert in INSERT.items()
 }
 """Made once: making a statement takes longer than running it."""
 _LATER = sa.bindparam("at_", type_=Utc())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
+from db.engine import insert_into
 from db.schema import journals, now
 
 
@@ -13,9 +13,8 @@ def mark(tx: sa.Connection, *, name: str, serial: int) -> None:
 
     To be committed durably, which makes every earlier commit durable as well: databases write commits in order.
     """
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
     values = {"serial": serial, "at": now()}
-    query = insert(journals).values(name=name, **values)
+    query = insert_into(tx, journals).values(name=name, **values)
     tx.execute(query.on_conflict_do_update(index_elements=["name"], set_=values))
 
 

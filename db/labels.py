@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit
+from db.engine import insert_into
 from db.schema import labels, now, studies
 from db.states import LabelSource
 
@@ -59,7 +58,7 @@ def give(tx: sa.Connection, new: Sequence[NewLabel]) -> Given:
         values = asdict(label)
         same = sa.and_(*(labels.c[name] == values[name] for name in _WHICH))
         otherwise = labels.update().where(same, labels.c.value != label.value).values(value=label.value, at=now())
-        insert = _insert(tx)(labels).values(at=now(), **values).on_conflict_do_nothing(index_elements=_WHICH)
+        insert = insert_into(tx, labels).values(at=now(), **values).on_conflict_do_nothing(index_elements=_WHICH)
         if tx.execute(insert.returning(labels.c.id)).first() is not None:
             added += 1
         elif tx.execute(otherwise).rowcount:
@@ -70,10 +69,6 @@ def give(tx: sa.Connection, new: Sequence[NewLabel]) -> Given:
     for study_uid, count in touched.items():
         audit.record(tx, "labelled", study_uid=study_uid, labels=count)
     return Given(added=added, changed=changed, unchanged=len(new) - added - changed)
-
-
-def _insert(tx: sa.Connection) -> Any:
-    return postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
 
 
 def of_study(tx: sa.Connection, study_uid: str) -> tuple[Label, ...]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
+from db.engine import insert_into
 from db.schema import now, parts
 
 
@@ -26,10 +26,9 @@ class Part:
 
 def started(tx: sa.Connection, *, name: str, kind: str, pid: int, detail: dict[str, Any]) -> None:
     """The part is alive since now; an earlier one of the same name is forgotten."""
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
     at = now()
     values = {"kind": kind, "pid": pid, "started_at": at, "beat_at": at, "detail": detail}
-    query = insert(parts).values(name=name, **values)
+    query = insert_into(tx, parts).values(name=name, **values)
     tx.execute(query.on_conflict_do_update(index_elements=["name"], set_=values))
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit
 from db.dicom_json import Attributes, first, items, tag_of
+from db.engine import insert_into
 from db.schema import instances, now, performed_step_studies, performed_steps, studies
 from db.states import PerformedState, StudyState
 
@@ -55,13 +55,12 @@ class News:
 def create(tx: sa.Connection, *, uid: str, ae_title: str, dataset: Attributes) -> bool:
     """The step is in progress and known to its studies; False, with nothing written, where it is known already."""
     at = now()
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
     values = {"uid": uid, "state": PerformedState.IN_PROGRESS, "ae_title": ae_title, "dataset": dataset}
-    query = insert(performed_steps).values(listed=_count(dataset), created_at=at, updated_at=at, **values)
+    query = insert_into(tx, performed_steps).values(listed=_count(dataset), created_at=at, updated_at=at, **values)
     if tx.execute(query.on_conflict_do_nothing().returning(performed_steps.c.uid)).first() is None:
         return False
     for study_uid in _studies(dataset):
-        link = insert(performed_step_studies).values(study_uid=study_uid, step_uid=uid)
+        link = insert_into(tx, performed_step_studies).values(study_uid=study_uid, step_uid=uid)
         tx.execute(link.on_conflict_do_nothing())
         audit.record(tx, "step_in_progress", study_uid=study_uid, step_uid=uid, ae_title=ae_title)
     return True

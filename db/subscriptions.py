@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit, notifications
 from db.dicom_json import Attributes, element, first, items, values
+from db.engine import insert_into
 from db.matching import matches
 from db.procedure_step import (
     HUMAN_PERFORMERS,
@@ -216,9 +216,10 @@ def _tell(
 def _put(
     tx: sa.Connection, *, ae_title: str, workitem_uid: str, deletion_lock: bool, keys: Attributes | None = None
 ) -> None:
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
     values = {"deletion_lock": deletion_lock, "filter": keys}
-    query = insert(subscriptions).values(ae_title=ae_title, workitem_uid=workitem_uid, created_at=now(), **values)
+    query = insert_into(tx, subscriptions).values(
+        ae_title=ae_title, workitem_uid=workitem_uid, created_at=now(), **values
+    )
     tx.execute(query.on_conflict_do_update(index_elements=["ae_title", "workitem_uid"], set_=values))
 
 

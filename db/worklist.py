@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from db import audit, notifications, subscriptions
 from db.dicom_json import Attributes, element, first, items
+from db.engine import insert_into
 from db.procedure_step import (
     COMMENTS,
     COMMUNICATIONS,
@@ -237,10 +237,9 @@ def _revised(latest: WorkItem, new: NewReading) -> Priority:
 
 
 def _add(tx: sa.Connection, *, uid: str, priority: Priority, dataset: Attributes, **own: Any) -> WorkItem | None:
-    insert = postgresql.insert if tx.dialect.name == "postgresql" else sqlite.insert
     at = now()
     values = {"state": WorkItemState.SCHEDULED, "priority": priority, "dataset": dataset, **own}
-    query = insert(workitems).values(uid=uid, created_at=at, updated_at=at, **values)
+    query = insert_into(tx, workitems).values(uid=uid, created_at=at, updated_at=at, **values)
     if not tx.execute(query.on_conflict_do_nothing(index_elements=["uid"])).rowcount:
         return None
     item = _of_uid(tx, uid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from db.engine import Database
 from node.config import DeliverSection, PeerSection, Settings
 from node.deliver.commitment import Reports, report_due, report_to_strangers
 from node.query.together import together
-from node.receive import commitment, mpps, store
+from node.receive import commitment, mpps
 from node.receive.held import check_due
 from node.receive.scp import Scp
-from tests.receiving import facts
+from tests.receiving import listening
 from tests.worklist_node import HOST, serving
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -40,19 +40,11 @@ def settings_of(data: Path, **sections: Any) -> Settings:
     return settings.model_copy(update={"node": settings.node.model_copy(update={"port": 0})})
 
 
-@contextmanager
-def offering(settings: Settings, database: Database) -> Iterator[Scp]:
+def offering(settings: Settings, database: Database) -> AbstractContextManager[Scp]:
     """The listening side of a node with all that scanners expect, until the block ends."""
-    services = [
-        store.service(settings=settings, database=database, facts=facts),
-        together(commitment.service(database=database), mpps.service(database=database)),
-    ]
-    scp = Scp(settings=settings, database=database, services=services)
-    scp.start()
-    try:
-        yield scp
-    finally:
-        scp.stop(grace_seconds=0)
+    return listening(
+        settings, database, together(commitment.service(database=database), mpps.service(database=database))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +143,13 @@ def reported(database: Database, *, port: int | None, policy: DeliverSection = A
     if port is None:
         return report_to_strangers(reports, known=frozenset(), owner="r")
     return report_due(reports, ae_title=ae_title, owner="r")
+
+
+def told(database: Database, settings: Settings, scanner: Scanner) -> None:
+    """The schedule process has looked once, and its report has arrived."""
+    assert checked(database, settings) == 1
+    with scanner.listening() as port:
+        assert reported(database, port=port) == 1
 
 
 def requests(database: Database, transaction: str = TRANSACTION) -> tuple[Request, ...]:

@@ -33,6 +33,17 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: small networks lose time by sharing work, and sums on two threads round differently."""
+    import torch  # only the tests that train
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def head_ct() -> Path:
     """A folder with a real head CT, where one is at hand (HEMONODE_HEAD_CT names another)."""

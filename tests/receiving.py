@@ -31,6 +31,7 @@ from node.receive import store
 from node.receive.intake import StoreRequest
 from node.receive.scp import Scp
 from node.receive.spool import Spooled
+from node.service import Service
 
 DEADLINE_SECONDS = 20.0
 HEADER_BYTES = 128 + 4
@@ -124,11 +125,9 @@ def settings_of(data: Path, *, peers: Sequence[dict[str, Any]] = (), **receive: 
 
 
 @contextmanager
-def listening(settings: Settings, database: Database) -> Iterator[Scp]:
-    """A node that receives, until the block ends."""
-    services = [
-        store.service(settings=settings, database=database, facts=facts),
-    ]
+def listening(settings: Settings, database: Database, *more: Service) -> Iterator[Scp]:
+    """A node that receives, and offers `more`, until the block ends."""
+    services = [store.service(settings=settings, database=database, facts=facts), *more]
     scp = Scp(settings=settings, database=database, services=services)
     scp.start()
     try:

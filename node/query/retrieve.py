@@ -33,7 +33,6 @@ from node.scu import MAXIMUM_PDU_SIZE, without_delay
 from node.service import Service
 
 PENDING, CANCELLED, UNABLE = 0xFF00, 0xFE00, 0xC000
-AT_ONCE = 200
 STUDIES_TOLD = 10
 MOST_CONTEXTS = 128
 """Presentation context IDs are the odd numbers 1 to 255 (PS3.8 9.3.2.2)."""
@@ -128,7 +127,7 @@ def _done(event: Event, node: _Archive, task: _Task | Dataset, sending: _Sending
     count = sum(kind.count for kind in task.kinds)
     log().info("retrieval", to=to, instances=count, studies=list(task.selection.study_uids)[:STUDIES_TOLD])
     yield count
-    for instance in _instances(node, task.selection):
+    for instance in holdings.each(node.database, task.selection):
         if event.is_cancelled:
             yield CANCELLED, None
             return
@@ -136,17 +135,6 @@ def _done(event: Event, node: _Archive, task: _Task | Dataset, sending: _Sending
         named = Dataset()
         named.SOPInstanceUID = instance.sop_instance_uid
         yield PENDING, named
-
-
-def _instances(node: _Archive, selection: Selection) -> Iterator[Instance]:
-    last = 0
-    while True:
-        with node.database.read() as tx:
-            page = holdings.page(tx, selection, after_seq=last, limit=AT_ONCE)
-        if not page:
-            return
-        last = page[-1].seq
-        yield from page
 
 
 class _Sending:

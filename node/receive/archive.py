@@ -217,6 +217,12 @@ class Archive:
         remembered.add(directory)
 
 
+def data_set_at(head: bytes) -> int:
+    """Where the data set begins in a file of the archive that begins so: behind its meta information (PS3.10 7.1)."""
+    (length,) = struct.unpack_from("<L", head, _META_AT - 4)
+    return int(_META_AT + length)
+
+
 def digest_at(path: Path) -> str:
     """SHA-256 in hex of the data set in a file of the archive, read from the disk itself where the system can.
 
@@ -233,8 +239,7 @@ def digest_at(path: Path) -> str:
         head = file.read(_META_AT)
         if len(head) < _META_AT or head[_PREFIX_AT : _PREFIX_AT + 4] != b"DICM":
             raise ValueError("not a file of the archive")
-        (length,) = struct.unpack_from("<L", head, _META_AT - 4)
-        file.seek(_META_AT + length)
+        file.seek(data_set_at(head))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from db.instances import NewInstance
+from node.receive.archive import data_set_at
 from node.receive.files import Files, Parts, Segment
 
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -246,5 +247,4 @@ def _records(path: Path, serial: int, *, end: int | None = None) -> Iterator[Ent
 
 def _is_whole(instance: NewInstance, content: bytes) -> bool:
     """Whether the file's data set has the digest that the row says; the meta information is before it (PS3.10 7.1)."""
-    start = 144 + int.from_bytes(content[140:144], "little")
-    return hashlib.sha256(memoryview(content)[start:]).hexdigest() == instance.digest
+    return hashlib.sha256(memoryview(content)[data_set_at(content) :]).hexdigest() == instance.digest

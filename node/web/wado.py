@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from db import holdings
-from db.holdings import Selection
 from db.instances import Instance
 from node.errors import RequestRefused
 from node.query.transcode import CONVERTIBLE, PLAIN, outgoing
@@ -23,7 +22,6 @@ from node.web.answers import CHUNK, DICOM, JSON, Part, base_url, check_json, is_
 from node.web.metadata import described
 from node.web.served import Served, selection_of, served
 
-AT_ONCE = 200
 ANY = "*"
 DEFAULT = str(ExplicitVRLittleEndian)
 """In which an instance leaves where no transfer syntax is named (PS3.18 8.7.3.5.2); with loss, as it is stored."""
@@ -62,7 +60,7 @@ def retrieve(request: Request) -> Response:
         raise RequestRefused("nothing is stored under this address", status=404)
     if not all(terms.is_possible(kind.transfer_syntax_uid) for kind in kinds):
         raise RequestRefused(f"only {DICOM} is offered here, unchanged or converted without loss", status=406)
-    held = instances_of(node, selection)
+    held = holdings.each(node.database, selection)
     if acceptable[0].content == DICOM and not acceptable[0].multipart:
         return _single(node, held, terms, several=sum(kind.count for kind in kinds) > 1)
     parts = (Part(content_type=DICOM, body=_file(node, one, terms), location=address_of(request, one)) for one in held)
@@ -73,7 +71,7 @@ def metadata(request: Request) -> Response:
     """Answers GET on the metadata of a study, a series or an instance."""
     check_json(request)
     node = served(request)
-    held = instances_of(node, selection_of(request))
+    held = holdings.each(node.database, selection_of(request))
     first = next(held, None)
     if first is None:
         raise RequestRefused("nothing is stored under this address", status=404)
@@ -82,18 +80,6 @@ def metadata(request: Request) -> Response:
         for one in chain([first], held)
     )
     return StreamingResponse(_listed(told), media_type=JSON)
-
-
-def instances_of(node: Served, selection: Selection) -> Iterator[Instance]:
-    """The instances that are selected, in the order received."""
-    last = 0
-    while True:
-        with node.database.read() as tx:
-            page = holdings.page(tx, selection, after_seq=last, limit=AT_ONCE)
-        if not page:
-            return
-        last = page[-1].seq
-        yield from page
 
 
 def address_of(request: Request, one: Instance) -> str:

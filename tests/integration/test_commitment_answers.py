@@ -27,6 +27,7 @@ from tests.committing import (
     requested,
     requests,
     settings_of,
+    told,
 )
 from tests.receiving import a_slice, send, stored, wait_until
 from tests.worklist_node import a_free_port
@@ -54,13 +55,6 @@ def node(settings: Settings, database: Database) -> Iterator[Scp]:
 @pytest.fixture
 def scanner() -> Scanner:
     return Scanner()
-
-
-def told(database: Database, settings: Settings, scanner: Scanner) -> None:
-    """The schedule process has looked once, and its report has arrived."""
-    assert checked(database, settings) == 1
-    with scanner.listening() as port:
-        assert reported(database, port=port) == 1
 
 
 def altered(archive: Path, database: Database) -> None:

@@ -26,6 +26,7 @@ from tests.committing import (
     requested,
     requests,
     settings_of,
+    told,
 )
 from tests.receiving import a_slice, send, wait_until
 from tests.worklist_node import a_free_port
@@ -58,13 +59,6 @@ def node(settings: Settings, database: Database) -> Iterator[Scp]:
 @pytest.fixture
 def scanner() -> Scanner:
     return Scanner()
-
-
-def told(database: Database, settings: Settings, scanner: Scanner) -> None:
-    """The schedule process has looked once, and its report has arrived."""
-    assert checked(database, settings) == 1
-    with scanner.listening() as port:
-        assert reported(database, port=port) == 1
 
 
 def test_what_is_held_is_committed_to_over_a_new_association(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,13 +22,7 @@ STILL = {"flip": 0.0, "rotation": 0.0}
 PLAIN = STILL | {"cutmix_alpha": 0.0, "crop": 0.0, "noise": 0.0, "upside_down": 0.0, "optical": 0.0, "grid": 0.0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these lose time by sharing work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The loop learns, stops where it is told, and continues after a kill as if nothing had happened."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,7 @@ from training.recipes.cnn_lstm import CnnLstmRecipe
 from training.recipes.radnet import RadnetRecipe
 from training.schedules import warmup_cosine
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as small as these lose time by sharing work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TINY = RadnetConfig(growth=4, layers=2, stem=6, dropout=0.0, hidden=8, size=32)
