@@ -14,9 +14,11 @@ import argparse
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -26,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.phantoms_contenders import CONTENDERS
+from benchmarks.phantoms_contenders import CONTENDERS, Contender
 from benchmarks.phantoms_table import page
 from inference import card as cards
 from inference.card import ModelCard
@@ -50,6 +52,8 @@ LEARNT_FROM, JUDGED_ON = 100_000, 200_000
 """Seeds of the first head of either side."""
 SHARES = (0.87, 0.13)
 NEVER = 1_000_000
+CACHE_GB = 200
+FIRST_STAGE = "checkpoint-trunk*.safetensors"
 
 log = logging.getLogger(__name__)
 
@@ -99,32 +103,20 @@ def run_all(asked: argparse.Namespace) -> None:
 def run_one(name: str, *, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     """The contender trained with this seed, and what it says of the test heads, as plain JSON values."""
     contender = CONTENDERS[name]
-    out = asked.work / f"{name}-{seed}"
-    data, test = _heads(LEARNT_FROM, asked.heads), _heads(JUDGED_ON, asked.test)
     spent = time.process_time()
-    trained = running.train(
-        running.Asked(
-            recipe=contender.recipe,
-            data=(data,),
-            test=(test,),
-            out=out,
-            cache=asked.work / "cache",
-            cache_gb=200,
-            seed=seed,
-            shares=SHARES,
-            values={"epochs": asked.epochs} | contender.values,
-            architecture={"size": asked.side} | contender.architecture,
-            validate_every=NEVER,
-        )
-    )
+    if contender.weights_of:
+        out, changed = asked.work / f"{contender.weights_of}-{seed}", contender.architecture
+    else:
+        out, changed = asked.work / f"{name}-{seed}", {}
+        _train(contender, out, seed=seed, asked=asked)
     spent = time.process_time() - spent
-    assert trained is not None
     card, state = cards.load(out / "model")
+    card = replace(card, architecture=card.architecture | changed)
     model = build(card)
     model.load_state_dict(state)
     scans = prepare_all(
-        open_source(test, index=asked.work / "cache" / "index"),
-        cache=VolumeCache(asked.work / "cache" / "volumes", limit=int(200e9)),
+        open_source(_heads(JUDGED_ON, asked.test), index=asked.work / "cache" / "index"),
+        cache=VolumeCache(asked.work / "cache" / "volumes", limit=int(CACHE_GB * 1e9)),
         preprocessing=card.preprocessing,
         workers=2,
     )
@@ -141,6 +133,29 @@ def run_one(name: str, *, seed: int, asked: argparse.Namespace) -> dict[str, Any
         **judged(card, readings),
         "test": {key_of(one.scan)[1]: one.scan.study_labels.tolist() for one in readings},
     }
+
+
+def _train(contender: Contender, out: Path, *, seed: int, asked: argparse.Namespace) -> None:
+    """The contender's weights lie in ``out / "model"``."""
+    if contender.first_stage_of:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (asked.work / f"{contender.first_stage_of}-{seed}").glob(FIRST_STAGE):
+            shutil.copy(path, out)
+    running.train(
+        running.Asked(
+            recipe=contender.recipe,
+            data=(_heads(LEARNT_FROM, asked.heads),),
+            test=(_heads(JUDGED_ON, asked.test),),
+            out=out,
+            cache=asked.work / "cache",
+            cache_gb=CACHE_GB,
+            seed=seed,
+            shares=SHARES,
+            values={"epochs": asked.epochs} | contender.values,
+            architecture={"size": asked.side} | contender.architecture,
+            validate_every=NEVER,
+        )
+    )
 
 
 def judged(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:

@@ -15,12 +15,22 @@ RESNET18 = {"trunk": "resnet18"}
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A recipe, and what is changed of its network and its values."""
+    """A recipe, and what is changed of its network and its values.
+
+    Attributes
+    ----------
+    first_stage_of : str
+        The contender whose first stage, with the same seed, stands for its own, which would be the same once more.
+    weights_of : str
+        The contender whose weights, with the same seed, are read with this network: nothing is trained.
+    """
 
     recipe: str
     said: str
     architecture: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    first_stage_of: str = ""
+    weights_of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +53,28 @@ PAPERS: dict[str, Contender] = {
     "resnet_3d_five": Contender(recipe="resnet_3d_five", said="3D ResNet-18, five slices (Vultur)"),
 }
 OURS = "hemonode"
-LADDER: dict[str, Contender] = {}
-CONTENDERS = PAPERS | LADDER
+
+
+def _ours(said: str, **changed: Any) -> Contender:
+    return Contender(recipe=OURS, said=said, **changed)
+
+
+LADDER: dict[str, Contender] = {
+    "no neighbours": _ours("without neighbours in the image", architecture={"reach": 0}),
+    "no segmentation": _ours("without segmentation losses", values={"segmentation": 0}),
+    "no average": _ours("without averaged weights", values={"average": 0, "tail_average": 0}),
+    "no sequence": _ours("without a network over the scan", architecture={"sequence": False}, first_stage_of=OURS),
+    "no differences": _ours(
+        "without differences to both neighbours", architecture={"differences": False}, first_stage_of=OURS
+    ),
+    "no study": _ours(
+        "without a head for the study", architecture={"study": False}, values={"study": 0}, first_stage_of=OURS
+    ),
+    "no views": _ours("without descriptors of changed images", values={"views": 0}, first_stage_of=OURS),
+    "one order": _ours("read in one order only", architecture={"both_orders": False}, weights_of=OURS),
+    "mirrored": _ours("with mirror images averaged, twice the time", architecture={"mirrored": True}, weights_of=OURS),
+}
+CONTENDERS = PAPERS | {OURS: _ours("ours")} | LADDER
 
 COMPARISONS = (
     Comparison(first="densenet", second="densenet_a", claim="Grewal et al., table 1: attention helps"),
