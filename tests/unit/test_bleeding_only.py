@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from pydicom import dcmread
 
 from inference.card import ModelCard
 from inference.combination import Combination, combine
+from inference.decoding import Stored
+from inference.engine import Engine
 from inference.place import place_of
 from inference.reading import UNHEARD, where_bleeding
-from inference.result import ANY, SUBTYPES, Finding, ModelReading, Outcome, SliceReading
+from inference.result import ANY, SUBTYPES, Completeness, Finding, ModelReading, Outcome, SliceReading
+from inference.series import Criteria, facts
+from inference.study import EncodedCache, StudyReader
 from tests import small_scan
 from tests.unit.test_classifiers import BINARY, HEAD, MULTI
+from training.sources.phantom import EASY, MAKERS, make_study, write_study
 
 KINDS = replace(MULTI, bleeding_only=True)
 PLACES = [place_of(piece) for piece in HEAD]
@@ -88,17 +93,32 @@ def test_a_card_of_such_a_model_cannot_tell_any() -> None:
     assert ModelCard.from_json(KINDS.to_json()) == KINDS
 
 
-def test_the_reader_asks_it_last_and_the_study_stays_the_others_to_decide(tmp_path: Path) -> None:
-    """Both networks through the engine: what the reader hears of the second depends on the first."""
-    from inference.engine import Engine
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+    """A head as a scanner would send it."""
+    head = make_study(seed=5, spec=replace(EASY, size=128, slices=16), subtypes=("intraparenchymal",))
+    files = write_study(head, tmp_path_factory.mktemp("study"), maker=MAKERS["ge"])
+    return [Stored(facts=facts(dcmread(path, stop_before_pixels=True)), path=path, digest=path.name) for path in files]
 
-    for name, card in (("any", BINARY), ("kinds", KINDS)):
+
+@pytest.mark.parametrize(
+    ("threshold", "outcome"), [(0.0, Outcome.POSITIVE), (1.0, Outcome.NEGATIVE), (None, Outcome.NOT_ANALYSED)]
+)
+def test_of_a_study_it_says_what_the_other_models_reading_allows(
+    threshold: float | None, outcome: Outcome, study: list[Stored], tmp_path: Path
+) -> None:
+    cards = {"kinds": KINDS}
+    if threshold is not None:
+        cards["any"] = replace(BINARY, thresholds={ANY: threshold})
+    for name, card in cards.items():
         small_scan.stored(tmp_path / name, card, small_scan.a_network(card))
-    engine = Engine.load(
-        {name: tmp_path / name for name in ("any", "kinds")}, device="cpu", precision="fp32", threads=1
-    )
-    readings = engine.decide(engine.encode(HEAD), PLACES)
-    heard = where_bleeding(KINDS, readings[1], readings[:1], PLACES)
-    above = [piece for piece in readings[0].slices if piece.scores[ANY] >= 0.5]
-    assert len(heard.slices) == (len(above) if readings[0].findings[0].present else 0)
-    assert np.isfinite([finding.score for finding in heard.findings]).all()
+    engine = Engine.load({name: tmp_path / name for name in cards}, device="cpu", precision="fp32", threads=1)
+    deciding = Combination(any_of={"any" if "any" in cards else "kinds": ANY})
+    reader = StudyReader(engine, criteria=Criteria(), combination=deciding, cache=EncodedCache(limit=2**24))
+    complete = Completeness(complete=True, reason="a test")
+    result = reader.read(study_uid="1.2", revision=1, instances=study, completeness=complete)
+    assert result.readings, result.reason
+    assert result.outcome is outcome, result.reason
+    kinds = next(reading for reading in result.readings if reading.name == "kinds")
+    assert bool(kinds.findings) == (outcome is Outcome.POSITIVE)
+    assert len(kinds.slices) == (16 if outcome is Outcome.POSITIVE else 0)
