@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from training.recipe import Recipe
-from training.recipes import adjacent, cnn_lstm, radnet, resnet_2d, resnet_3d
+from training.recipes import adjacent, cnn_lstm, radnet, resnet_2d, resnet_3d, subtypes
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (*radnet.RECIPES, cnn_lstm.RECIPE, adjacent.RECIPE, resnet_2d.RECIPE, *resnet_3d.RECIPES)
+    for recipe in (
+        *radnet.RECIPES,
+        cnn_lstm.RECIPE,
+        adjacent.RECIPE,
+        resnet_2d.RECIPE,
+        *resnet_3d.RECIPES,
+        *subtypes.RECIPES,
+    )
 }
 """What `hemonode train` knows by name. Adding a recipe is adding its module."""
 
