@@ -39,6 +39,8 @@ class Ranges:
     """Share by which contrast changes at most."""
     offset: float = 0.0
     """Largest constant added, in the units of the image."""
+    kernel: float = 0.0
+    """How much of a 3 × 3 average at most takes the image's place, or is taken from it: smooth and sharp kernels."""
 
 
 def draw(
@@ -110,9 +112,13 @@ def warp(planes: Tensor, grid: Tensor, *, fill: Tensor | float = 0.0) -> Tensor:
 
 
 def perturb(images: Tensor, ranges: Ranges, *, generator: torch.Generator) -> Tensor:
-    """Images with another contrast, brightness and noise, drawn once for the run."""
+    """Images with another contrast, brightness, sharpness and noise, drawn once for the run."""
     u = torch.rand(3, generator=generator).tolist()
     changed: Tensor = images * (1 + ranges.gain * (2 * u[0] - 1)) + ranges.offset * (2 * u[1] - 1)
+    if ranges.kernel:
+        share = ranges.kernel * (2 * float(torch.rand(1, generator=generator)) - 1)
+        smooth = functional.avg_pool2d(changed, 3, stride=1, padding=1, count_include_pad=False)
+        changed = changed.lerp(smooth, share)
     if ranges.noise:
         changed = changed + torch.randn(images.shape, generator=generator) * (ranges.noise * u[2])
     return changed

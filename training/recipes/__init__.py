@@ -1,13 +1,20 @@
-"""Recipes: one file for each paper, its values as defaults, and one for the demonstration weights."""
+"""Recipes: one file for each paper, its values as defaults, one of our own, and one for the demonstration weights."""
 
 from __future__ import annotations
 
 from training.recipe import Recipe
-from training.recipes import adjacent, cnn_lstm, radnet, resnet_2d, resnet_3d
+from training.recipes import adjacent, cnn_lstm, hemonode, radnet, resnet_2d, resnet_3d
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (*radnet.RECIPES, cnn_lstm.RECIPE, adjacent.RECIPE, resnet_2d.RECIPE, *resnet_3d.RECIPES)
+    for recipe in (
+        hemonode.RECIPE,
+        *radnet.RECIPES,
+        cnn_lstm.RECIPE,
+        adjacent.RECIPE,
+        resnet_2d.RECIPE,
+        *resnet_3d.RECIPES,
+    )
 }
 """What `hemonode train` knows by name. Adding a recipe is adding its module."""
 
