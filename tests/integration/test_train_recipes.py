@@ -21,6 +21,7 @@ HEADS = "phantom:count=6,first=1,presets=easy,sizes=64,thicknesses=16"
 DENSE = {"growth": 3, "layers": 2, "stem": 4, "hidden": 4, "size": 32}
 RESNET = {"trunk": "resnet18", "size": 32}
 TINY: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
+    "hemonode": (RESNET | {"hidden": 4}, {"batch": 4, "views": 1, "tail_epochs": 2, "tail_batch": 2}),
     "radnet": (DENSE, {"slices": 4}),
     "densenet_a": (DENSE, {"slices": 4}),
     "densenet": (DENSE, {"slices": 4}),

@@ -159,6 +159,7 @@ def train_trunk(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecip
         ranges=recipe.ranges,
     )
     model.to(run.device).train()
+    torch.manual_seed(run.seed)  # of the segmentation heads: the same in every process
     stage = Helped(model, average=recipe.average).to(run.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(without_decay([stage], decay=recipe.decay), lr=recipe.rate)
     stage.both.after(optimizer)
