@@ -48,7 +48,7 @@ PAPERS: dict[str, Contender] = {
     "radnet": Contender(recipe="radnet", said="RADnet (Grewal)"),
     "resnet_2d": Contender(recipe="resnet_2d", said="2D ResNet-18 (Vultur)", values={"rate": 3e-4}),
     "cnn_lstm": Contender(recipe="cnn_lstm", said="CNN-LSTM (Nguyen)", architecture=RESNET18),
-    "adjacent": Contender(recipe="adjacent", said="adjacent slices (Ngo)", architecture=RESNET18),
+    "adjacent": Contender(recipe="adjacent", said="adjacent slices (Ngo)", architecture=RESNET18, values={"folds": 1}),
     "resnet_3d": Contender(recipe="resnet_3d", said="3D ResNet-18, whole scan (Vultur)", architecture={"depth": 32}),
     "resnet_3d_five": Contender(recipe="resnet_3d_five", said="3D ResNet-18, five slices (Vultur)"),
 }

@@ -27,6 +27,7 @@ from inference.card import ModelCard, load
 from inference.errors import UnreadablePixels
 from inference.image_place import Floats, ImagePlace
 from inference.models import Resnet3d, ScanModel, build
+from inference.neighbours import batched, windows
 from inference.place import ScanSlice, SlicePlace, place_of
 from inference.preprocess import brain_fraction, image_places, prepare
 from inference.result import ANY, Volume
@@ -156,9 +157,9 @@ class Looking:
         return ScanMaps(kind=self.kind, label=asked, slices=found)
 
     def _masks(self, slices: Iterable[ScanSlice]) -> Iterator[SliceMap]:
-        for batch in _batches(slices):
+        for batch, images in self._seen(slices):
             with torch.inference_mode():
-                masks = self._network.attend(self._images(batch))
+                masks = self._network.attend(images)
             yield from (self._map(piece, mask) for piece, mask in zip(batch, masks, strict=True))
 
     def _grad_cam(self, slices: Iterable[ScanSlice], label: str) -> tuple[str, tuple[SliceMap, ...]]:
@@ -167,9 +168,9 @@ class Looking:
         seen: list[SliceMap] = []
         read: list[bool] = []
         rows = []
-        for batch in _batches(slices):
+        for batch, images in self._seen(slices):
             with torch.no_grad():
-                rows.append(self._network.encode(self._images(batch)))
+                rows.append(self._network.encode(images))
             read += [bool(brain_fraction(torch.from_numpy(piece.hu)[None]) >= limit) for piece in batch]
             seen += [self._map(piece, blank) for piece in batch]
         kept = torch.cat(rows)[torch.tensor(read, device=self._device)]
@@ -192,6 +193,15 @@ class Looking:
         values = values.half().cpu()
         return SliceMap(place=place_of(piece), pixel_spacing=spacing, values=values.numpy(), image=image)
 
+    def _seen(self, slices: Iterable[ScanSlice]) -> Iterator[tuple[list[ScanSlice], Tensor]]:
+        """A few slices at a time, and what the network sees of them and their neighbours."""
+        network = self._network
+        images = (zip(batch, self._images(batch), strict=True) for batch in _batches(slices))
+        prepared = itertools.chain.from_iterable(images)
+        for few in batched(windows(prepared, network.reach), CHUNK):
+            around = torch.stack([torch.stack([image for _, image in window]) for window in few])
+            yield [window[network.reach][0] for window in few], network.among(around)[:, network.reach]
+
     def _images(self, batch: Sequence[ScanSlice]) -> Tensor:
         pixels = torch.from_numpy(np.stack([piece.hu for piece in batch])).to(self._device)
         spacing = [_spacing_of(piece) for piece in batch]
@@ -211,8 +221,8 @@ class Looking:
             index = self._label(logits, label)
             (slopes,) = torch.autograd.grad(logits[:, index].sum(), rows)
         found, done = [], 0
-        for batch in _batches(slices):
-            maps, descriptors = _last_maps(self._network, partial(self._network.encode, self._images(batch)))
+        for batch, images in self._seen(slices):
+            maps, descriptors = _last_maps(self._network, partial(self._network.encode, images))
             slope = slopes[done : done + len(batch)]
             done += len(batch)
             found.append(_weighed(maps, torch.autograd.grad(descriptors, maps, slope)[0]))

@@ -39,6 +39,8 @@ Rows = NDArray[np.floating[Any]]
 """Descriptors (n, d), one row for each slice: float32, or float16 where they are images.
 
 Where a card leaves out blank slices, a last column says 1 for slices that are to be read and 0 for blank ones.
+Where a model's encoder looks at a slice's neighbours, `Engine.encode` gives its image (channels · size²) in float16,
+and `Engine.encode_among` the descriptor.
 """
 
 Encode = Callable[[ScanModel, Tensor, Processor], Tensor]
@@ -181,6 +183,11 @@ class Engine:
         return {model.name: model.card for model in self._models}
 
     @property
+    def reach(self) -> dict[str, int]:
+        """How many neighbours on either side the encoder of each model sees, by name; models that see none left out."""
+        return {name: network.reach for name, network in self._networks.items() if network.reach}
+
+    @property
     def watches(self) -> dict[str, Watch]:
         """The out-of-distribution guard of each model that has one, by name."""
         return {model.name: model.watch for model in self._models if model.watch is not None}
@@ -190,22 +197,47 @@ class Engine:
         for count in (self._chunk, 1):
             descriptors = self.encode([_BlankSlice()] * count)
             for model in self._models:
-                rows = descriptors[model.name][:, : self._networks[model.name].descriptor_size]
+                rows = descriptors[model.name]
+                if reach := self.reach.get(model.name):
+                    rows = self.encode_among(model.name, [[row] * (2 * reach + 1) for row in rows])
+                rows = rows[:, : self._networks[model.name].descriptor_size]
                 self._retreating(partial(self._logits, model, rows))
 
-    def encode(self, slices: Sequence[ScanSlice]) -> dict[str, Rows]:
+    def encode(self, slices: Sequence[ScanSlice], *, among: bool = False) -> dict[str, Rows]:
         """Descriptors (n, d) of n slices for each model by name. A slice's row does not depend on the other slices.
+
+        `among` leaves out the models that do not look at neighbours.
 
         Raises ``DeviceLost`` when the last processor failed.
         """
-        rows = {model.name: [self._no_rows(model)] for model in self._models}
+        models = [model for model in self._models if not among or model.name in self.reach]
+        rows = {model.name: [self._no_rows(model)] for model in models}
         waiting = list(slices) if rows else []
         while waiting:
-            encoded = self._retreating(partial(self._encode_first, waiting))
+            encoded = self._retreating(partial(self._encode_first, waiting, models))
             for name, descriptors in encoded.items():
                 rows[name].append(descriptors)
             del waiting[: len(descriptors)]
         return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    def encode_among(self, name: str, windows: Sequence[Sequence[Rows]]) -> Rows:
+        """Descriptors (n, d) that the model `name`, which looks at neighbours, gives the slices amid n windows.
+
+        A window is the images (channels · size²,) of a slice and all its neighbours within reach, from feet to head.
+        """
+        (model,) = (model for model in self._models if model.name == name)
+        network = self._networks[name]
+        plane = network.size**2
+        seen = np.empty((len(windows), network.seen * plane), np.float16)
+        for row, window in zip(seen, windows, strict=True):
+            beside = [image[:plane] for place, image in enumerate(window) if place != network.reach]
+            np.concatenate((window[network.reach], *beside), out=row)
+        images = torch.from_numpy(seen.reshape(-1, network.seen, network.size, network.size))
+        parts: list[Rows] = []
+        while len(images):
+            parts.append(self._retreating(partial(self._encode_first_seen, model, images)))
+            images = images[len(parts[-1]) :]
+        return np.concatenate(parts)
 
     def decide(self, descriptors: Mapping[str, Rows], places: Sequence[SlicePlace]) -> tuple[ModelReading, ...]:
         """Every model's reading of one scan, from the descriptors (n, d) of its n slices, in any order.
@@ -255,11 +287,13 @@ class Engine:
 
     def _no_rows(self, model: LoadedModel) -> Rows:
         network = self._networks[model.name]
+        if network.reach:
+            return np.empty((0, network.channels * network.size**2), np.float16)
         columns = network.descriptor_size + bool(model.card.preprocessing.blank_below)
         rows: Rows = torch.empty((0, columns), dtype=network.descriptor_type).numpy()
         return rows
 
-    def _encode_first(self, slices: Sequence[ScanSlice]) -> dict[str, Rows]:
+    def _encode_first(self, slices: Sequence[ScanSlice], models: Sequence[LoadedModel]) -> dict[str, Rows]:
         """Descriptors of the first slices: one batch, all of the first one's shape."""
         batch = [slices[0]]
         for scan_slice in slices[1 : self._chunk]:
@@ -267,20 +301,34 @@ class Engine:
                 break
             batch.append(scan_slice)
         spacing = [(float(row), float(column)) for row, column in (s.pixel_spacing for s in batch)]
-        return self._encode([s.hu for s in batch], spacing)
+        return self._encode([s.hu for s in batch], spacing, models)
 
-    def _encode(self, hu: Sequence[NDArray[np.int16]], spacing: Sequence[tuple[float, float]]) -> dict[str, Rows]:
+    def _encode(
+        self,
+        hu: Sequence[NDArray[np.int16]],
+        spacing: Sequence[tuple[float, float]],
+        models: Sequence[LoadedModel],
+    ) -> dict[str, Rows]:
         """One batch through every network. The pixels travel to the device once, as they are."""
         pixels = self._on_device(torch.from_numpy(np.stack(hu)))
         encoded: dict[str, Rows] = {}
         with torch.inference_mode():
-            for model in self._models:
+            for model in models:
                 images = prepare(pixels, pixel_spacing=spacing, preprocessing=model.card.preprocessing)
+                if self._networks[model.name].reach:
+                    encoded[model.name] = images.flatten(1).half().cpu().numpy()
+                    continue
                 descriptors = self._run(model, partial(self._descriptors, images=images))
                 if limit := model.card.preprocessing.blank_below:
                     descriptors = torch.cat((descriptors, (brain_fraction(pixels) >= limit)[:, None]), 1)
                 encoded[model.name] = descriptors.cpu().numpy()
         return encoded
+
+    def _encode_first_seen(self, model: LoadedModel, images: Tensor) -> Rows:
+        with torch.inference_mode():
+            seen = self._on_device(images[: self._chunk]).float()
+            rows: Rows = self._run(model, partial(self._descriptors, images=seen)).cpu().numpy()
+        return rows
 
     def _on_device(self, pixels: Tensor) -> Tensor:
         """From memory that the kernel cannot move, a GPU fetches the pixels itself while the next ones are decoded."""

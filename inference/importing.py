@@ -50,6 +50,7 @@ LAST = "classify.weight"
 PREPROCESSING: dict[str, Callable[[int], Preprocessing]] = {
     "radnet": lambda size: Preprocessing.radnet(size=size),
     "cnn_lstm": lambda size: Preprocessing.three_windows(size=size),
+    "hemonode": lambda size: Preprocessing.three_windows(size=size),
     "adjacent": lambda size: Preprocessing.three_windows(size=size),
     "resnet_2d": lambda size: Preprocessing.soft_windows(size=size),
     "resnet_3d": lambda size: Preprocessing.full_range(size=size),
@@ -181,6 +182,7 @@ def fit_weights(
         last = {name for name in renamed if _part(name) == _part(LAST)}
         renamed = {name: tensor for name, tensor in renamed.items() if name not in last}
         dropped += tuple(sorted(last))
+    renamed = {name: _widened(name, tensor, expected) for name, tensor in renamed.items()}
     untrained = _require_fit(renamed, expected, source, partial=partial)
     floats = {key: value.float() if value.is_floating_point() else value for key, value in renamed.items()}
     return FittedWeights(
@@ -264,6 +266,10 @@ DROPPED = {
 """What each layout has beside what a trunk can use."""
 
 
+FIRST = ("trunk.conv1.weight", "trunk.layer0.conv1.weight")
+"""Where a network that looks at neighbours sees them."""
+
+
 def _renamed(
     found: Mapping[str, Tensor], layout: str, expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -285,6 +291,14 @@ def _our_name(name: str, layout: str, expected: Mapping[str, Tensor]) -> str:
     # Early DenseNet files have a dot that a module's name may no longer have.
     name = re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", name)
     return f"trunk.{name}"
+
+
+def _widened(name: str, tensor: Tensor, expected: Mapping[str, Tensor]) -> Tensor:
+    """A first convolution of three colours, with noughts for the neighbours that the network sees beside them."""
+    wanted = expected.get(name)
+    if name not in FIRST or wanted is None or tensor.ndim != 4 or not 3 == tensor.shape[1] < wanted.shape[1]:
+        return tensor
+    return torch.cat((tensor, tensor.new_zeros(len(tensor), wanted.shape[1] - 3, *tensor.shape[2:])), 1)
 
 
 def _require_fit(

@@ -5,11 +5,11 @@ Slices can be encoded long before the study is complete; then only the check and
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ from inference.engine import Engine
 from inference.errors import UnreadablePixels
 from inference.headcheck import check_head
 from inference.metadata import HeaderModel
+from inference.neighbours import Key, Neighbourhood, batched
 from inference.novelty import measure
 from inference.place import SlicePlace, place_of
 from inference.reading import watched, where_bleeding
+from inference.recent import Recent
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
 from inference.series import Criteria, Plane, Stack, select
 from inference.volume import Slice
@@ -33,6 +35,12 @@ THUMBNAIL_STEP = 4
 
 UNDECODABLE_KEPT = 10_000
 
+ELSEWHERE: Key = ("", None)
+"""A slice that is not here."""
+
+WIDE = 1.5
+"""A step of so many of the smallest has room for another slice."""
+
 MOST_UNREADABLE = 0.2
 """More unreadable slices than this, and the series is not read at all."""
 
@@ -41,7 +49,8 @@ MOST_UNREADABLE = 0.2
 class EncodedSlice:
     """What is kept of a slice once it is encoded: where it lies, what it roughly looks like, and its descriptors.
 
-    `thumbnail` is the slice with every fourth pixel; `descriptors` maps each model's name to its vector (d,).
+    `thumbnail` is the slice with every fourth pixel; `descriptors` maps the name of each model that looks at no
+    neighbours to its vector (d,). Those of the others are in the reader's `Neighbourhood`.
     """
 
     place: SlicePlace
@@ -54,31 +63,11 @@ class EncodedSlice:
         return self.thumbnail.hu.nbytes + sum(vector.nbytes for vector in self.descriptors.values())
 
 
-class EncodedCache:
+class EncodedCache(Recent[str, tuple[EncodedSlice, ...]]):
     """The encodings of recent instances by digest, within `limit` bytes; the longest unused leave first."""
 
     def __init__(self, *, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-        self._instances: OrderedDict[str, tuple[EncodedSlice, ...]] = OrderedDict()
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._instances
-
-    def get(self, digest: str) -> tuple[EncodedSlice, ...] | None:
-        """The slices of an instance, or None when they are not held (any more)."""
-        found = self._instances.get(digest)
-        if found is not None:
-            self._instances.move_to_end(digest)
-        return found
-
-    def put(self, digest: str, slices: tuple[EncodedSlice, ...]) -> None:
-        """The slices are held, and others leave until all fit."""
-        self._held += _size(slices) - _size(self._instances.pop(digest, ()))
-        self._instances[digest] = slices
-        while self._held > self._limit and len(self._instances) > 1:
-            _, gone = self._instances.popitem(last=False)
-            self._held -= _size(gone)
+        super().__init__(limit=limit, size=_size)
 
 
 def _size(slices: tuple[EncodedSlice, ...]) -> int:
@@ -110,6 +99,7 @@ class StudyReader:
         self._combination = combination
         self._cache = cache
         self._headers = headers
+        self._neighbourhood = Neighbourhood(engine)
         self._undecodable: dict[str, None] = {}
         self._decoder = Decoder(ahead=2 * engine.chunk)
 
@@ -118,12 +108,17 @@ class StudyReader:
 
         Instances that cannot be decoded are left for `read`, which names them.
         """
-        encoded, _ = self._encode(self.to_encode(instances, arriving=True)[:limit])
+        stacks = select([i.facts for i in instances], self._criteria, arriving=True).stacks
+        digests = {i.facts.sop_instance_uid: i.digest for i in instances}
+        orders = [_likely(stack, digests) for stack in stacks]
+        encoded, _ = self._encode(self._to_encode(instances, stacks)[:limit], orders)
         return len(encoded)
 
-    def to_encode(self, instances: Sequence[Stored], *, arriving: bool = False) -> list[Stored]:
+    def to_encode(self, instances: Sequence[Stored]) -> list[Stored]:
         """Those of a study's instances that `read` would have to encode first, as far as they can be decoded."""
-        stacks = select([i.facts for i in instances], self._criteria, arriving=arriving).stacks
+        return self._to_encode(instances, select([i.facts for i in instances], self._criteria).stacks)
+
+    def _to_encode(self, instances: Sequence[Stored], stacks: Iterable[Stack]) -> list[Stored]:
         wanted = {uid for stack in stacks for uid in stack.sop_instance_uids}
         fresh = [i for i in instances if i.facts.sop_instance_uid in wanted and i.digest not in self._cache]
         return [i for i in fresh if i.digest not in self._undecodable]
@@ -195,7 +190,8 @@ class StudyReader:
         wanted = {uid: by_uid[uid] for uid in stack.sop_instance_uids}
         # Held here as well as in the cache: a large study must not lose its own slices to the cache's limit.
         held = {uid: known for uid, i in wanted.items() if (known := self._cache.get(i.digest)) is not None}
-        fresh, unreadable = self._encode([i for uid, i in wanted.items() if uid not in held], following, progress)
+        missing = [i for uid, i in wanted.items() if uid not in held]
+        fresh, unreadable = self._encode(missing, [self._expected(stack, by_uid)], following, progress)
         slices = _in_order(stack.in_order, held | fresh)
         encoded_ms = (time.perf_counter() - started) * 1000
         if len(slices) < (1 - MOST_UNREADABLE) * len(stack.in_order):
@@ -203,11 +199,13 @@ class StudyReader:
         head = check_head([encoded.thumbnail for encoded in slices])
         if not head.ok:
             return _Unfit(code="not_a_head", reason=head.reason)
-        decided = time.perf_counter()
+        places = [encoded.place for encoded in slices]
+        settling = time.perf_counter()
         descriptors = {
             name: np.stack([encoded.descriptors[name] for encoded in slices]) for name in slices[0].descriptors
-        }
-        places = [encoded.place for encoded in slices]
+        } | self._among(places, by_uid)
+        decided = time.perf_counter()
+        encoded_ms += (decided - settling) * 1000
         planes = {(plane.facts.sop_instance_uid, plane.frame): plane for plane in stack.in_order}
         measures = measure([encoded.thumbnail for encoded in slices], head)
         readings = self._engine.decide(descriptors, places)
@@ -229,6 +227,26 @@ class StudyReader:
             return reading
         return where_bleeding(card, reading, [other for other in readings if other is not reading], places)
 
+    def _expected(self, stack: Stack, by_uid: Mapping[str, Stored]) -> list[Key]:
+        """The slices from feet to head, without those of which it is known that they cannot be decoded."""
+        keys = [(by_uid[plane.facts.sop_instance_uid].digest, plane.frame) for plane in stack.in_order]
+        return [key for key in keys if key[0] not in self._undecodable]
+
+    def _among(
+        self, places: Sequence[SlicePlace], by_uid: Mapping[str, Stored]
+    ) -> dict[str, NDArray[np.floating[Any]]]:
+        """Descriptors (s, d) of the slices of a scan, from feet to head, for the models that look at neighbours."""
+        stored = {by_uid[place.sop_instance_uid].digest: by_uid[place.sop_instance_uid] for place in places}
+
+        def again(keys: Sequence[Key]) -> dict[Key, dict[str, NDArray[np.floating[Any]]]]:
+            digests = dict.fromkeys(digest for digest, _ in keys)
+            pieces = {(d, p.frame): p for d in digests for p in self._decoder.slices(stored[d]) if (d, p.frame) in keys}
+            images = self._engine.encode(list(pieces.values()), among=True)
+            return {key: {name: rows[row] for name, rows in images.items()} for row, key in enumerate(pieces)}
+
+        order = [(by_uid[place.sop_instance_uid].digest, place.frame) for place in places]
+        return self._neighbourhood.rows(order, again)
+
     def _watched(self, reading: ModelReading, descriptors: NDArray[Any], measures: Mapping[str, float]) -> ModelReading:
         """The reading with what its model's guard says of the scan, where the model has one."""
         watch = self._engine.watches.get(reading.name)
@@ -240,11 +258,13 @@ class StudyReader:
     def _encode(
         self,
         instances: Sequence[Stored],
+        orders: Sequence[Sequence[Key]],
         following: Sequence[Stored] = (),
         progress: Callable[[int], None] = lambda _: None,
     ) -> tuple[dict[str, tuple[EncodedSlice, ...]], list[str]]:
         """The encoded slices by SOP Instance UID, also in the cache; and a sentence for each that could not be decoded.
 
+        `orders` are the scans they belong to: where they lie beside one another.
         Memory stays bounded: the pixels of one batch are held at a time, and as many decoded ahead, whatever the number
         of instances.
         """
@@ -265,7 +285,7 @@ class StudyReader:
                     unreadable.append(f"image {instance.facts.instance_number} cannot be decoded: {error}")
                     self._remember_undecodable(instance.digest)
             if batch.slices >= self._engine.chunk or (batch.slices and left <= 0 and not waiting):
-                encoded |= self._encode_batch(batch)
+                encoded |= self._encode_batch(batch, orders)
                 progress(len(batch.own))
                 batch = _Batch()
         self._decoder.begin(waiting)
@@ -284,28 +304,32 @@ class StudyReader:
         if len(self._undecodable) > UNDECODABLE_KEPT:
             del self._undecodable[next(iter(self._undecodable))]
 
-    def _encode_batch(self, batch: _Batch) -> dict[str, tuple[EncodedSlice, ...]]:
+    def _encode_batch(self, batch: _Batch, orders: Sequence[Sequence[Key]]) -> dict[str, tuple[EncodedSlice, ...]]:
         """The encoded slices of the batch's own instances; those of guests are in the cache."""
         try:
-            encoded = self._encoded_together([*batch.own, *batch.guests])
+            encoded = self._encoded_together([*batch.own, *batch.guests], orders)
         except Exception:
             if not batch.guests:
                 raise
-            encoded = self._encoded_together(batch.own)
+            encoded = self._encoded_together(batch.own, orders)
         return {instance.facts.sop_instance_uid: encoded[instance.digest] for instance, _ in batch.own}
 
     def _encoded_together(
-        self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]]
+        self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]], orders: Sequence[Sequence[Key]]
     ) -> dict[str, tuple[EncodedSlice, ...]]:
-        """By digest."""
-        descriptors = self._engine.encode([piece for _, slices in batch for piece in slices])
-        row = itertools.count()
-        done = {}
-        for instance, slices in batch:
-            numbered = [(piece, next(row)) for piece in slices]
-            encoded = tuple(_encoded(piece, {n: d[i].copy() for n, d in descriptors.items()}) for piece, i in numbered)
-            self._cache.put(instance.digest, encoded)
-            done[instance.digest] = encoded
+        """By digest. Images that wait for their neighbours are few, whatever the number of frames."""
+        encoded: dict[str, list[EncodedSlice]] = {instance.digest: [] for instance, _ in batch}
+        for few in batched(((i.digest, piece) for i, slices in batch for piece in slices), self._engine.chunk):
+            rows = self._engine.encode([piece for _, piece in few])
+            for row, (digest, piece) in enumerate(few):
+                own = {name: of[row].copy() for name, of in rows.items()}
+                self._neighbourhood.keep((digest, piece.frame), {name: own.pop(name) for name in self._engine.reach})
+                encoded[digest].append(_encoded(piece, own))
+            for order in orders:
+                self._neighbourhood.advance(order, [(digest, piece.frame) for digest, piece in few])
+        done = {digest: tuple(slices) for digest, slices in encoded.items()}
+        for digest, slices in done.items():
+            self._cache.put(digest, slices)
         return done
 
 
@@ -353,6 +377,21 @@ def _in_order(planes: Iterable[Plane], held: Mapping[str, tuple[EncodedSlice, ..
         for encoded in held.get(plane.facts.sop_instance_uid, ())
         if encoded.place.frame == plane.frame
     ]
+
+
+def _likely(stack: Stack, digests: Mapping[str, str]) -> list[Key]:
+    """The slices of a stack that is still arriving, from feet to head, `ELSEWHERE` between those with room for another.
+
+    Others may come at either end as well: what lies there is not worth encoding yet.
+    """
+    positions = stack.geometry.positions_mm
+    steps = [above - below for below, above in pairwise(positions)]
+    keys: list[Key] = [ELSEWHERE]
+    for plane, step in zip(stack.in_order, [*steps, None], strict=True):
+        keys.append((digests[plane.facts.sop_instance_uid], plane.frame))
+        if step is None or step > WIDE * min(steps):
+            keys.append(ELSEWHERE)
+    return keys
 
 
 def _choice_of(stack: Stack, choices: Sequence[SeriesChoice]) -> SeriesChoice:

@@ -55,6 +55,10 @@ EVERY: dict[str, ModelCard] = {
     ),
     "cnn-lstm": _card("cnn_lstm", {"trunk": "resnet18", "hidden": 8}, WINDOWS),
     "cnn-lstm se-resnext": _card("cnn_lstm", {"hidden": 8}, WINDOWS),
+    "hemonode": _card("hemonode", {"hidden": 8}, WINDOWS),
+    "hemonode mirrored": _card(
+        "hemonode", {"trunk": "resnet50", "hidden": 8, "reach": 2, "study": False, "mirrored": True}, WINDOWS
+    ),
     "adjacent": _card("adjacent", {"trunk": "resnet18"}, WINDOWS),
     "adjacent resnet50": _card("adjacent", {}, WINDOWS),
     "resnet-2d": _card("resnet_2d", {}, Preprocessing.soft_windows(size=SIDE)),

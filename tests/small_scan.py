@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from inference.card import ModelCard, load, save
 from inference.device import Processor
-from inference.engine import Engine, LoadedModel
+from inference.engine import Engine, LoadedModel, Rows
 from inference.models import ScanModel, build
+from inference.neighbours import windows
 from inference.place import SlicePlace, place_of
 from inference.preprocess import prepare
 from inference.result import ModelReading
@@ -87,9 +88,17 @@ def stored(directory: Path, card: ModelCard, network: ScanModel, *, chunk: int =
     return Engine([LoadedModel(name="model", card=read, state=state)], ladder=[processor], chunk=chunk)
 
 
+def described(engine: Engine, slices: Sequence[SmallSlice]) -> dict[str, Rows]:
+    """Descriptors (s, d) of a scan given from feet to head, for each model by name."""
+    encoded = engine.encode(slices)
+    for name, reach in engine.reach.items():
+        encoded[name] = engine.encode_among(name, list(windows(encoded[name], reach)))
+    return encoded
+
+
 def read(engine: Engine, slices: Sequence[SmallSlice]) -> ModelReading:
     """The reading of the slices by the engine's one model."""
-    (reading,) = engine.decide(engine.encode(slices), places(slices))
+    (reading,) = engine.decide(described(engine, slices), places(slices))
     return reading
 
 

@@ -46,6 +46,8 @@ class Ranges:
     """Largest standard deviation of a Gaussian blur, in pixels."""
     blur_chance: float = 1.0
     """Chance that the image is blurred at all."""
+    kernel: float = 0.0
+    """How much of a 3 × 3 average at most takes the image's place, or is taken from it: smooth and sharp kernels."""
 
 
 def draw(
@@ -123,6 +125,10 @@ def perturb(images: Tensor, ranges: Ranges, *, generator: torch.Generator) -> Te
     changed: Tensor = images * (1 + ranges.gain * (2 * u[0] - 1)) + ranges.offset * (2 * u[1] - 1)
     if ranges.blur and float(torch.rand(1, generator=generator)) < ranges.blur_chance:
         changed = _blurred(changed, ranges.blur * float(torch.rand(1, generator=generator)))
+    if ranges.kernel:
+        share = ranges.kernel * (2 * float(torch.rand(1, generator=generator)) - 1)
+        smooth = functional.avg_pool2d(changed, 3, stride=1, padding=1, count_include_pad=False)
+        changed = changed.lerp(smooth, share)
     if ranges.noise:
         changed = changed + torch.randn(images.shape, generator=generator) * (ranges.noise * u[2])
     return changed

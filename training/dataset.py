@@ -19,6 +19,7 @@ from torch import Tensor
 
 from inference import preprocess
 from inference.errors import UnreadablePixels
+from inference.models.scan_model import steps_of
 from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES, Json
 from training.augment import Ranges, draw, draw_grid, perturb, warp
@@ -114,6 +115,13 @@ class Scan:
             return images, unpack(arrays["masks"][here]), np.full(len(images), True)
         masks = np.zeros((len(images), len(SUBTYPES), *images.shape[2:]), np.float32)
         return images, masks, (self.labels[here] == 0).all(1)
+
+    def among(self, here: slice, *, reach: int) -> NDArray[np.float32]:
+        """Images of some slices as `ScanModel.among` makes them of the whole scan, (slices, seen, size, size)."""
+        images = self.images
+        places = np.arange(here.start, here.stop)
+        planes = [images[(places + step).clip(0, len(self) - 1), :1] for step in steps_of(reach)]
+        return np.concatenate((images[here], *planes), 1).astype(np.float32)
 
     def as_one(self) -> Scan:
         """As a network sees it that gives one answer for the whole: the labels are those of the study, (1, 6)."""
@@ -336,6 +344,8 @@ class Sampling:
     """Whether all subtypes are drawn alike often; else all positive slices are."""
     centred: bool = False
     """The drawn slice is the middle of its run, as far as the scan's ends allow, and not anywhere in it."""
+    reach: int = 0
+    """Neighbours of each slice whose first channels stand behind its own: see `ScanModel.among`."""
     ranges: Ranges = field(default_factory=Ranges)
 
 
@@ -421,6 +431,8 @@ class Sampler:
         first = min(max(0, middle - before), len(scan) - length)
         here = slice(first, first + length)
         images, masks, outlined = (torch.from_numpy(part) for part in scan.cut(here))
+        if sampling.reach:
+            images = torch.from_numpy(scan.among(here, reach=sampling.reach))
         centre = _centre(images[middle - first], masks[middle - first] if positive else None, sampling.crop, generator)
         transform = draw(sampling.ranges, generator=generator, centre=centre, zoom=sampling.crop)
         grid = draw_grid(sampling.ranges, transform, side=sampling.side, generator=generator)

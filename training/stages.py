@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,11 +90,11 @@ def describe(model: ScanModel, scans: Sequence[Scan]) -> list[Described]:
     device = next(model.parameters()).device
     described = []
     for scan in scans:
-        parts, images = [], scan.images
+        parts = []
         for first in range(0, len(scan), CHUNK):
-            chunk = torch.from_numpy(images[first : first + CHUNK].astype(np.float32)).to(device)
+            chunk = torch.from_numpy(scan.among(slice(first, min(first + CHUNK, len(scan))), reach=model.reach))
             with autocast(device):
-                parts.append(model.encode(chunk).float().cpu())
+                parts.append(model.encode(chunk.to(device)).float().cpu())
         described.append(Described(scan=scan if model.per_slice else scan.as_one(), descriptors=torch.cat(parts)))
     return described
 

@@ -26,6 +26,7 @@ BACKENDS = ("auto", "torch", "compile", "openvino")
 OPENVINO_GAIN = {
     "radnet": 1.05,
     "cnn_lstm": 1.2,
+    "hemonode": 1.2,
     "adjacent": 1.2,
     "resnet_2d": 1.15,
     "resnet_3d": 1.1,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inference.models.adjacent import Adjacent, AdjacentConfig
 from inference.models.classifiers import Classifier, ClassifierConfig
 from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
+from inference.models.hemonode import Hemonode, HemonodeConfig
 from inference.models.metadata_forest import MetadataForest, MetadataForestConfig
 from inference.models.radnet import RADnet, RadnetConfig
 from inference.models.resnet_2d import Resnet2d, Resnet2dConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from inference.card import ModelCard
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
+    "hemonode": lambda architecture: Hemonode(HemonodeConfig.from_json(architecture)),
     "radnet": lambda architecture: RADnet(RadnetConfig.from_json(architecture)),
     "cnn_lstm": lambda architecture: CnnLstm(CnnLstmConfig.from_json(architecture)),
     "adjacent": lambda architecture: Adjacent(AdjacentConfig.from_json(architecture)),
@@ -45,6 +47,8 @@ __all__ = [
     "ClassifierConfig",
     "CnnLstm",
     "CnnLstmConfig",
+    "Hemonode",
+    "HemonodeConfig",
     "MetadataForest",
     "MetadataForestConfig",
     "RADnet",

@@ -1,4 +1,4 @@
-"""The networks of the five papers by the names they have there: what `hemonode models` lists, and what tests hold."""
+"""The networks of the five papers by the names they have there, and our own: what `hemonode models` lists."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ NGUYEN = "Nguyen et al. 2020, A CNN-LSTM architecture"
 NGO = "Ngo et al. 2022, Deep descriptors of adjacent slices"
 VULTUR = "Vultur 2021, 2D vs 3D convolutional neural networks"
 KHANDELWAL = "Khandelwal and Ganguli, Detection of ICH and its subtypes"
+OURS = "Hemonode's own"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One network of a paper: how to have it, and what it decides."""
+    """One network of a paper, or our own: how to have it, and what it decides."""
 
     name: str
     family: str
@@ -41,6 +42,7 @@ class Published:
             "input": [network.channels, network.size, network.size],
             "outputs": network.labels,
             "context": network.context,
+            "reach": network.reach,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
         }
 
@@ -49,6 +51,9 @@ _ALL = f"{len(LABELS)} labels of every slice"
 _SUBTYPES = f"{len(SUBTYPES)} subtypes of a slice that bleeds"
 
 PUBLISHED = (
+    Published(
+        name="Hemonode", family="hemonode", paper=OURS, decides=f"{_ALL}, over the scan; each slice among others"
+    ),
     Published(
         name="DenseNet-40",
         family="radnet",
@@ -107,4 +112,4 @@ PUBLISHED = (
         architecture={"facts": 17, "trees": 100, "nodes": 1, "depth": 0},
     ),
 )
-"""Every network of the five papers, in the order of the papers."""
+"""Our own network, then every network of the five papers, in the order of the papers."""

@@ -12,13 +12,16 @@ class ScanModel(nn.Module, ABC):
     """A network in two parts: the first sees one slice, the second sees the descriptors of a whole scan.
 
     The cut between the two is what lets a node encode slices while the scanner is still sending. Usually the first part
-    is the costly one. A network that looks at several slices from its first layer on has nothing to do before its
-    neighbours are there: its descriptor is the image itself, and its second part is the costly one.
+    is the costly one; it may see a little of the slice's neighbours. A network that looks at several whole slices from
+    its first layer on has nothing to do before these are there: its descriptor is the image itself, and its second part
+    is the costly one.
 
     Attributes
     ----------
     channels, size : int
-        One encoded slice is an image of shape (channels, size, size).
+        One slice is an image of shape (channels, size, size).
+    reach : int
+        How many slices before and behind it `encode` sees beside a slice: see `among`.
     descriptor_size : int
         Length of the descriptor of one slice.
     labels : int
@@ -49,6 +52,7 @@ class ScanModel(nn.Module, ABC):
     size: int
     descriptor_size: int
     labels: int
+    reach: int = 0
     descriptor_type: torch.dtype = torch.float32
     context: int | None = None
     per_slice: bool = True
@@ -60,13 +64,30 @@ class ScanModel(nn.Module, ABC):
     draws_masks: bool = False
 
     @property
+    def seen(self) -> int:
+        """Channels of what `encode` sees of a slice: its own, and one of each neighbour within reach."""
+        return self.channels + 2 * self.reach
+
+    @property
     def costly_shape(self) -> tuple[int, ...]:
-        """The shape of one of the images that the costly part sees: (channels, size, size)."""
-        return (self.channels, self.size, self.size)
+        """The shape of one of the images that the costly part sees: (seen, size, size)."""
+        return (self.seen, self.size, self.size)
+
+    def among(self, images: Tensor) -> Tensor:
+        """What `encode` sees of the slices of a scan, (…, s, seen, size, size), from feet to head.
+
+        Behind a slice's own channels stands the first channel of each neighbour within reach, the lowest first. Beyond
+        either end of the scan its last slice stands again. `images` has shape (…, s, channels, size, size).
+        """
+        if not self.reach:
+            return images
+        places = torch.arange(images.shape[-4], device=images.device)
+        planes = [images[..., (places + step).clamp(0, len(places) - 1), :1, :, :] for step in steps_of(self.reach)]
+        return torch.cat((images, *planes), -3)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Descriptors (n, descriptor_size) of n images (n, channels, size, size), each independent of the others."""
+        """Descriptors (n, descriptor_size) of n images (n, seen, size, size), each independent of the others."""
 
     @abstractmethod
     def decide(self, descriptors: Tensor) -> Tensor:
@@ -85,4 +106,9 @@ class ScanModel(nn.Module, ABC):
         `images` has shape (b, s, channels, size, size).
         """
         scans, slices = images.shape[:2]
-        return self.decide(self.encode(images.flatten(0, 1)).reshape(scans, slices, -1)), None
+        return self.decide(self.encode(self.among(images).flatten(0, 1)).reshape(scans, slices, -1)), None
+
+
+def steps_of(reach: int) -> tuple[int, ...]:
+    """Where the neighbours within `reach` lie beside a slice, in the order in which a network sees them."""
+    return (*range(-reach, 0), *range(1, reach + 1))

@@ -22,6 +22,7 @@ DENSE = {"growth": 3, "layers": 2, "stem": 4, "hidden": 4, "size": 32}
 RESNET = {"trunk": "resnet18", "size": 32}
 KINDS = {"sizes": [32, 48], "batch": 8, "rate": 1e-3}
 TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "hemonode": (RESNET | {"hidden": 4}, {"batch": 4, "views": 1, "tail_epochs": 2, "tail_batch": 2}),
     "radnet": (DENSE, {"slices": 4}),
     "densenet_a": (DENSE, {"slices": 4}),
     "densenet": (DENSE, {"slices": 4}),

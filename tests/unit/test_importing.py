@@ -126,6 +126,20 @@ def test_an_imagenet_se_resnext_fills_the_trunk_of_the_cnn_lstm(tmp_path: Path) 
     assert_holds(loaded(tmp_path), weights)
 
 
+def test_imagenets_three_colours_leave_noughts_for_the_neighbours_that_our_own_network_sees(
+    tmp_path: Path, imagenet: dict[str, Tensor]
+) -> None:
+    source = write(tmp_path / "resnet18.pth", imagenet)
+    done = into(tmp_path, source, "hemonode", architecture={"hidden": 4, "size": 64, "reach": 2})
+    assert done.untrained == ("tail",)
+    first = loaded(tmp_path).get_parameter("trunk.conv1.weight")
+    assert torch.equal(first[:, :3], imagenet["conv1.weight"])
+    assert not first[:, 3:].any()
+    grey = write(tmp_path / "grey.pth", imagenet | {"conv1.weight": imagenet["conv1.weight"][:, :1]})
+    with pytest.raises(ImportRefused, match=r"trunk.conv1.weight has shape \(64, 1, 7, 7\)"):
+        into(tmp_path, grey, "hemonode", architecture={"hidden": 4, "size": 64})
+
+
 def test_medicalnet_weights_lose_their_wrapping_and_their_segmentation(tmp_path: Path) -> None:
     torch.manual_seed(1)
     weights = state(MedicalResNet18())

@@ -50,6 +50,13 @@ DENSE = {"growth": 4, "layers": 2, "stem": 6, "dropout": 0.0, "hidden": 8, "size
 RADNET = Small(architecture=DENSE, values=STILL | {"epochs": 40, "slices": 7, "rate": 0.1}, channels=1)
 RESNET = {"trunk": "resnet18", "size": 32}
 SMALL = {
+    "hemonode": Small(
+        architecture=RESNET | {"hidden": 16, "dropout": 0.0},
+        values=STILL
+        | {"epochs": 25, "rate": 3e-3, "batch": 14, "scale": 0.0, "shift": 0.0, "gain": 0.0, "offset": 0.0}
+        | {"noise": 0.0, "kernel": 0.0, "views": 0, "average": 0.9, "tail_epochs": 60, "tail_batch": 2}
+        | {"tail_rate": 0.01, "tail_average": 0.9},
+    ),
     "radnet": RADNET,
     "densenet_a": RADNET,
     "densenet": RADNET,

@@ -1,13 +1,14 @@
-"""Recipes: one file for each paper, its values as defaults, and one for the demonstration weights."""
+"""Recipes: one file for each paper, its values as defaults, one of our own, and one for the demonstration weights."""
 
 from __future__ import annotations
 
 from training.recipe import Recipe
-from training.recipes import adjacent, cnn_lstm, radnet, resnet_2d, resnet_3d, subtypes
+from training.recipes import adjacent, cnn_lstm, hemonode, radnet, resnet_2d, resnet_3d, subtypes
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
+        hemonode.RECIPE,
         *radnet.RECIPES,
         cnn_lstm.RECIPE,
         adjacent.RECIPE,
