@@ -157,7 +157,7 @@ def _claim(one: Comparison, runs: dict[str, list[Run]], bearing: NDArray[np.bool
     losses = _difference(pairs, partial(_loss, 1)) if with_slices else None
     said = _said(areas, losses) if len(seeds) >= ENOUGH else f"{len(seeds)} seeds only"
     cells = [one.claim, one.first, one.second, str(len(seeds)), _cell(areas, sign=True)]
-    return f"| {' | '.join([*cells, _cell(losses, sign=True) if losses else '–', said])} |"
+    return f"| {' | '.join([*cells, _cell(losses, sign=True) if losses is not None else '–', said])} |"
 
 
 def _said(areas: Floats, losses: Floats | None) -> str:
