@@ -27,10 +27,11 @@ from inference.backends.eager import eager
 from inference.backends.graphs import Graph
 from inference.backends.openvino import OpenVino
 from inference.backends.pieces import InPieces
-from inference.device import Processor, one_thread, usable_threads
+from inference.device import Processor, usable_threads
 from inference.engine import Engine, LoadedModel
 from inference.models import FAMILIES, ScanModel
 from inference.result import ModelReading
+from inference.threads import one_thread
 from tests.every_family import EVERY, head, network_of
 from tests.small_scan import images, places, read
 
