@@ -282,14 +282,14 @@ _Piece = tuple[slice, Resampling]
 
 
 def _pieces(hu: Tensor, cuts: Sequence[Cut], size: int) -> list[_Piece]:
-    """Slices that are cut alike, and how: one at a time where a cache is to hold them, on a GPU all together."""
+    """Slices that are cut alike, and how: on a CPU an equal share for each thread, on a GPU all together."""
+    share = -(-len(hu) // torch.get_num_threads()) if hu.device.type == "cpu" else len(hu)
     pieces = []
     start = 0
     for cut, alike in groupby(cuts):
         stop = start + len(list(alike))
         resampling = Resampling.of(cut, shape=(hu.shape[1], hu.shape[2]), size=size, device=hu.device)
-        together = 1 if hu.device.type == "cpu" else stop - start
-        pieces += [(slice(first, first + together), resampling) for first in range(start, stop, together)]
+        pieces += [(slice(first, min(first + share, stop)), resampling) for first in range(start, stop, share)]
         start = stop
     return pieces
 

@@ -1,8 +1,8 @@
 """Cutting a square out of slices and scaling it: bilinear with antialiasing, in products of small matrices.
 
-A row of the result is a sum of the few rows over which it lies, and so is a column: whatever the ratio, sixteen of
-them are one product with the forty or so they come from. The weights are those of torch's antialiased interpolation,
-which takes three times as long.
+A row of the result is a sum of the few rows over which it lies, and so is a column: whatever the ratio, 32 of them are
+one product with the seventy or so they come from. The weights are those of torch's antialiased interpolation,
+which takes twice as long.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 ROUNDING = 1e-9
 """Relative; keeps floating point from leaving a scaled image one pixel short, or reaching for one pixel more."""
 
-BLOCK = {"cpu": 16}
+BLOCK = {"cpu": 32}
 """Rows or columns made by one product, by kind of device: larger blocks multiply more noughts; a GPU makes all at once.
 """
 

@@ -26,8 +26,8 @@ def one_thread() -> Iterator[None]:
 def in_threads(work: Callable[[T], None], pieces: Sequence[T]) -> None:
     """`work` is done for every piece, several pieces at a time, each by one thread from beginning to end.
 
-    For work in many short steps: parted among threads, each step would wait for the last of them. What `work` raises
-    is raised here, after the other pieces.
+    For work in many short steps: with each step parted among threads, they would wait for one another after each, on a
+    busy machine for longer than they work. What `work` raises is raised here, after the other threads are done.
     """
     count = min(torch.get_num_threads(), len(pieces))
     inference = torch.is_inference_mode_enabled()
