@@ -69,10 +69,20 @@ class Stopwatch:
 
 
 def loaded(name: str) -> LoadedModel:
-    """The network `name` with weights drawn by chance."""
+    """The network `name` with weights drawn by chance.
+
+    Normalisations as well: fresh ones become biases of nought, which some runtimes leave out, and no trained network
+    has any.
+    """
     card = card_of(name)
     torch.manual_seed(0)
-    return LoadedModel(name=name, card=card, state=build(card).state_dict())
+    network = build(card)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            nn.init.normal_(layer.running_mean, std=0.1)
+            nn.init.uniform_(layer.running_var, 0.8, 1.2)
+            nn.init.normal_(layer.bias, std=0.1)
+    return LoadedModel(name=name, card=card, state=network.state_dict())
 
 
 class Ours:

@@ -29,7 +29,7 @@ from inference.errors import InferenceError
 from inference.models import FAMILIES, ScanModel, build
 from inference.novelty import Features, Guard, Watch
 from inference.preprocess import Preprocessing
-from inference.result import LABELS, Json, OperatingPoint
+from inference.result import ANY, LABELS, Json, OperatingPoint
 
 FORMAT = 1
 """Version of the card's layout. Raised when an older reader would misunderstand a newer card."""
@@ -97,6 +97,9 @@ class ModelCard(Json):
         What is calibrated, of slices and of scans, and how. That of slices is applied always.
     guard : Guard or None
         What the scans of training were like.
+    bleeding_only : bool
+        Trained on slices that bleed only: it says which kind, never whether. It is heard only about slices in which
+        another model finds bleeding, see `inference.reading.where_bleeding`.
     demonstration : bool
         Not for clinical use; everything made from these weights says so.
     figures : dict
@@ -118,6 +121,7 @@ class ModelCard(Json):
     calibrated: bool = False
     calibration: Calibration = field(default_factory=Calibration)
     guard: Guard | None = None
+    bleeding_only: bool = False
     demonstration: bool
     intended_use: str
     provenance: Provenance = field(default_factory=Provenance)
@@ -134,6 +138,8 @@ class ModelCard(Json):
             raise ValueError(f"labels are {list(self.labels)}, expected some of {', '.join(LABELS)}")
         if set(self.thresholds) != set(self.labels):
             raise ValueError(f"thresholds are given for {sorted(self.thresholds)}, expected {sorted(self.labels)}")
+        if self.bleeding_only and ANY in self.labels:
+            raise ValueError(f"a model that knows only slices that bleed cannot tell {ANY!r}")
         if any(not 0 <= value <= 1 for value in self.thresholds.values()):
             raise ValueError("thresholds must lie between 0 and 1")
         for what, named in (("calibration", self.calibration.labels), ("operating points", set(self.operating_points))):
@@ -305,6 +311,10 @@ def _require_sense(card: ModelCard, model: ScanModel, path: Path) -> None:
     """Raises ``CardInvalid`` where the card asks of this network what it cannot give."""
     if not model.per_slice and not card.rule.max:
         raise CardInvalid(f"{path}: this {card.family} scores the scan as a whole, which allows no rule but max")
+    if card.bleeding_only and model.context != 0:
+        raise CardInvalid(
+            f"{path}: this {card.family} looks at several slices, so it knows others than those that bleed"
+        )
     if card.preprocessing.blank_below and model.context != 0:
         raise CardInvalid(f"{path}: this {card.family} looks at several slices, so none can be left out as blank")
 

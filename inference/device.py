@@ -6,8 +6,6 @@ import ctypes
 import math
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,17 +92,6 @@ def usable_threads(cgroup: Path = CGROUP, topology: Path = TOPOLOGY) -> int:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = {_siblings(topology / f"cpu{cpu}" / "topology" / "thread_siblings_list", cpu) for cpu in allowed}
     return max(1, min(len(cores), _quota(cgroup / "cpu.max") or len(cores)))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes with one thread: for work so small that waiting for the others to wake up would take longer."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
 
 
 def _siblings(path: Path, cpu: int) -> str:

@@ -17,12 +17,13 @@ from torch import Tensor
 from inference import reading
 from inference.backends import BackendFailed, accelerated, chosen
 from inference.card import ModelCard, ModelError, load, load_watch
-from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, one_thread, processors, usable_threads
+from inference.device import DeviceLost, Processor, is_lost, is_out_of_memory, processors, usable_threads
 from inference.models import ScanModel, build
 from inference.novelty import Watch
 from inference.place import ScanSlice, SlicePlace
 from inference.preprocess import brain_fraction, prepare
 from inference.result import ModelReading
+from inference.threads import one_thread
 
 CHUNK = {"cpu": 8, "cuda": 64}
 """Slices encoded together, by kind of device: enough to keep it busy, on a CPU few enough for its caches."""

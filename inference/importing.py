@@ -44,6 +44,9 @@ MOST_NAMED = 5
 COUNTER = "num_batches_tracked"
 """How often batch normalisation was updated; older files lack it, and nothing depends on it."""
 
+LAST = "classify.weight"
+"""Of the layer that makes a network's logits, in every family that has one layer for that."""
+
 PREPROCESSING: dict[str, Callable[[int], Preprocessing]] = {
     "radnet": lambda size: Preprocessing.radnet(size=size),
     "cnn_lstm": lambda size: Preprocessing.three_windows(size=size),
@@ -160,13 +163,25 @@ def import_weights(
 
 
 def fit_weights(
-    source: Path, expected: Mapping[str, Tensor], *, sha256: str = "", partial: bool = False
+    source: Path,
+    expected: Mapping[str, Tensor],
+    *,
+    sha256: str = "",
+    partial: bool = False,
+    other_labels: bool = False,
 ) -> FittedWeights:
-    """The file `source` as the state of a network whose state is now `expected`; see `import_weights` for the rest."""
+    """The file `source` as the state of a network whose state is now `expected`; see `import_weights` for the rest.
+
+    With `other_labels` the last layer of a network of ours for another number of labels is left out.
+    """
     data, digest = _checked(source, sha256)
     found = _tensors(data, source)
     layout = _layout_of(found, expected, source)
     renamed, dropped = _renamed(found, layout, expected)
+    if other_labels and layout == "own" and _shape(renamed, LAST) != _shape(expected, LAST):
+        last = {name for name in renamed if _part(name) == _part(LAST)}
+        renamed = {name: tensor for name, tensor in renamed.items() if name not in last}
+        dropped += tuple(sorted(last))
     renamed = {name: _widened(name, tensor, expected) for name, tensor in renamed.items()}
     untrained = _require_fit(renamed, expected, source, partial=partial)
     floats = {key: value.float() if value.is_floating_point() else value for key, value in renamed.items()}
@@ -304,6 +319,10 @@ def _require_fit(
     if half_filled and not partial:
         raise ImportRefused(f"{source}: {_some(half_filled)} missing; that leaves a part of the network half filled")
     return tuple(sorted({_part(name) for name in missing}))
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
 
 
 def _part(name: str) -> str:

@@ -6,19 +6,19 @@ same image whatever stands beside it in the batch.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple, Self
+from itertools import groupby, pairwise
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from inference.image_place import ImagePlace
+from inference.resampling import Cut, Resampling
 from inference.result import Json
+from inference.threads import in_threads, one_thread
 
 BRAIN = (40.0, 80.0)
 SUBDURAL = (75.0, 215.0)
@@ -54,9 +54,6 @@ BLURRED_BRAIN = 0.05
 """A head is where the brain window, averaged over this part of the slice's side, exceeds this value."""
 
 HEAD_GRID = 128
-
-ROUNDING = 1e-9
-"""Relative; keeps floating point from leaving a scaled image one pixel short, or reaching for one pixel more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,15 +176,18 @@ def prepare(hu: Tensor, *, pixel_spacing: Sequence[tuple[float, float]], preproc
         raise ValueError(f"{len(pixel_spacing)} pixel spacings for slices of shape {tuple(hu.shape)}")
     if preprocessing.header:
         raise ValueError("this model reads headers: there is no image to prepare")
-    cuts = _cuts(hu, pixel_spacing, preprocessing)
-    if preprocessing.quantiles:
-        images = _resample(_equalise(hu, preprocessing.quantiles), cuts, preprocessing.size)
-        images = images.repeat(1, EQUALISED_CHANNELS, 1, 1)
-    else:
-        images = _resample(_window(hu, preprocessing), cuts, preprocessing.size)
-    if preprocessing.mean:
-        mean, std = (torch.tensor(values, device=hu.device) for values in (preprocessing.mean, preprocessing.std))
-        images = images.sub_(mean[:, None, None]).div_(std[:, None, None])
+    images = torch.empty((len(hu), preprocessing.channels, *(preprocessing.size,) * 2), device=hu.device)
+    to_grey, unit = _equalising(preprocessing.quantiles) if preprocessing.quantiles else _windowing(preprocessing)
+    channels = preprocessing.channels
+    lowest = torch.tensor(preprocessing.mean or (0.0,) * channels)[:, None, None].mul(unit).to(hu.device)
+    width = torch.tensor(preprocessing.std or (1.0,) * channels)[:, None, None].mul(unit).to(hu.device)
+
+    def work(piece: _Piece) -> None:
+        part, resample = piece
+        grey = to_grey(hu[part, resample.rows, resample.columns].transpose(0, 1))
+        torch.sub(resample(grey).permute(1, 2, 0, 3), lowest, out=images[part]).div_(width)
+
+    in_threads(work, _pieces(hu, _cuts(hu, pixel_spacing, preprocessing), preprocessing.size))
     return images
 
 
@@ -198,7 +198,12 @@ def resample_masks(
 
     `masks` has shape (n, c, rows, columns), any numeric type.
     """
-    return _resample(masks.float(), _cuts(hu, pixel_spacing, preprocessing), preprocessing.size)
+    size = preprocessing.size
+    resampled = torch.empty((*masks.shape[:2], size, size), device=masks.device)
+    for part, resample in _pieces(hu, _cuts(hu, pixel_spacing, preprocessing), size):
+        planes = masks[part, :, resample.rows, resample.columns].permute(2, 0, 1, 3)
+        resampled[part] = resample(planes.float().contiguous()).permute(1, 2, 0, 3)
+    return resampled
 
 
 def image_places(
@@ -231,36 +236,65 @@ def equalising_quantiles(hu: Tensor, *, bins: int = 100) -> tuple[float, ...]:
     return tuple(sorted(set(map(float, chosen.tolist()))))
 
 
-def _equalise(hu: Tensor, quantiles: tuple[float, ...]) -> Tensor:
-    """One plane (n, 1, rows, columns) in 0…1. There are only so many int16 values: a table holds what each becomes."""
+Grey = Callable[[Tensor], Tensor]
+"""Grey planes (rows, n, planes, columns), float32, of Hounsfield units (rows, n, columns)."""
+
+
+def _equalising(quantiles: tuple[float, ...]) -> tuple[Grey, Tensor]:
+    """To one plane, and what its grey values have to be divided by to lie in 0…1.
+
+    There are only so many int16 values: a table holds what each becomes.
+    """
     lowest, highest = torch.iinfo(torch.int16).min, torch.iinfo(torch.int16).max
     grey = np.interp(np.arange(lowest, highest + 1), quantiles, np.linspace(0, 1, len(quantiles)))
-    table = torch.from_numpy(grey.astype(np.float32)).to(hu.device)
-    return table[hu.int() - lowest][:, None]
+    table = torch.from_numpy(grey.astype(np.float32))
+
+    def looked_up(hu: Tensor) -> Tensor:
+        places = (hu.int() - lowest).flatten()
+        return table.to(hu.device).index_select(0, places).view(hu.shape)[:, :, None]
+
+    return looked_up, torch.ones(1, 1, 1)
 
 
-def _window(hu: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Channels (n, windows, rows, columns) in 0…1."""
-    values = hu.float()
-    images = values.new_empty((len(hu), preprocessing.channels, *hu.shape[1:]))
-    for channel, (level, width) in enumerate(preprocessing.windows):
-        half = width // 2 if preprocessing.eight_bit else width / 2
-        image = images[:, channel]
-        torch.sub(values, level - half, out=image)
-        image.div_(2 * half).clamp_(0, 1)
-        if preprocessing.eight_bit:
-            image.mul_(255).floor_().div_(255)
-    return images
+def _windowing(preprocessing: Preprocessing) -> tuple[Grey, Tensor]:
+    """To one plane for each window, and what the planes (windows, 1, 1) have to be divided by to lie in 0…1.
+
+    Resampling and normalising commute: pixels of the slice are only moved and clipped, those of the image are divided.
+    """
+    halves = [width // 2 if preprocessing.eight_bit else width / 2 for _, width in preprocessing.windows]
+    units = [255.0 if preprocessing.eight_bit else 2 * half for half in halves]
+
+    def clipped(hu: Tensor) -> Tensor:
+        values = hu.float()
+        planes = values.new_empty((*hu.shape[:2], len(halves), hu.shape[2]))
+        for plane, half, (level, _) in zip(planes.unbind(2), halves, preprocessing.windows, strict=True):
+            torch.sub(values, level - half, out=plane)
+            if preprocessing.eight_bit:
+                plane.div_(2 * half).clamp_(0, 1).mul_(255).floor_()
+            else:
+                plane.clamp_(0, 2 * half)
+        return planes
+
+    return clipped, torch.tensor(units)[:, None, None]
 
 
-class _Cut(NamedTuple):
-    """What part of a slice becomes the image: its upper left pixel, and how many of its pixels make one."""
-
-    corner: tuple[int, int]
-    step: tuple[float, float]
+_Piece = tuple[slice, Resampling]
 
 
-def _cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> list[_Cut]:
+def _pieces(hu: Tensor, cuts: Sequence[Cut], size: int) -> list[_Piece]:
+    """Slices that are cut alike, and how: on a CPU an equal share for each thread, on a GPU all together."""
+    share = -(-len(hu) // torch.get_num_threads()) if hu.device.type == "cpu" else len(hu)
+    pieces = []
+    start = 0
+    for cut, alike in groupby(cuts):
+        stop = start + len(list(alike))
+        resampling = Resampling.of(cut, shape=(hu.shape[1], hu.shape[2]), size=size, device=hu.device)
+        pieces += [(slice(first, min(first + share, stop)), resampling) for first in range(start, stop, share)]
+        start = stop
+    return pieces
+
+
+def _cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessing: Preprocessing) -> list[Cut]:
     """One cut for each slice, to the nearest whole pixel; it may begin before the slice and end behind it."""
     if preprocessing.head_square:
         return _square_cuts(hu, pixel_spacing, preprocessing.size)
@@ -280,19 +314,21 @@ def _cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], preprocessin
             extent = (max(shape[0], shape[1] * (column / row)), max(shape[0] * (row / column), shape[1]))
             step = (extent[0] / preprocessing.size, extent[1] / preprocessing.size)
         top, left = (round(c - preprocessing.size * s / 2) for c, s in zip(centre, step, strict=True))
-        cuts.append(_Cut((top, left), step))
+        cuts.append(Cut((top, left), step))
     return cuts
 
 
-def _square_cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], size: int) -> list[_Cut]:
+def _square_cuts(hu: Tensor, pixel_spacing: Sequence[tuple[float, float]], size: int) -> list[Cut]:
     """The smallest square, in mm, around the head of each slice; around the whole slice where there is none."""
+    with one_thread():
+        boxes = _head_boxes(hu)
     cuts = []
-    for box, (row, column) in zip(_head_boxes(hu), pixel_spacing, strict=True):
+    for box, (row, column) in zip(boxes, pixel_spacing, strict=True):
         side_mm = max((box[1] - box[0]) * row, (box[3] - box[2]) * column)
         step = (side_mm / (size * row), side_mm / (size * column))
         middle = ((box[0] + box[1]) / 2, (box[2] + box[3]) / 2)
         top, left = (round(centre - size * s / 2) for centre, s in zip(middle, step, strict=True))
-        cuts.append(_Cut((top, left), step))
+        cuts.append(Cut((top, left), step))
     return cuts
 
 
@@ -305,14 +341,11 @@ def _head_boxes(hu: Tensor) -> list[list[int]]:
     pitch = max(1, max(hu.shape[1:]) // HEAD_GRID)
     rows, columns = hu.shape[1:]
     hu = hu[:, ::pitch, ::pitch]
-    brain = ((hu.float() - (BRAIN[0] - BRAIN[1] / 2)) / BRAIN[1]).clamp_(0, 1)
-    brain = brain.masked_fill_(brain == 1, 0)[:, None]
-    for axis in (0, 1):
-        reach = round(BLUR * hu.shape[axis + 1] / 2)
-        kernel, padding = [1, 1], [0, 0]
-        kernel[axis], padding[axis] = 2 * reach + 1, reach
-        brain = functional.avg_pool2d(brain, kernel, stride=1, padding=padding, count_include_pad=False)
-    head = brain[:, 0] > BLURRED_BRAIN
+    brain = hu.float().clamp_(0, BRAIN[1])
+    brain = brain.masked_fill_(brain == BRAIN[1], 0)
+    below, beside = (_near(length, device=hu.device) for length in hu.shape[1:])
+    # Whole numbers all along, so that no rounding decides where a head ends.
+    head: Tensor = below @ brain @ beside > BLURRED_BRAIN * BRAIN[1] * torch.outer(below.sum(1), beside.sum(1))
     ends = []
     for axis, across in ((1, 2), (2, 1)):
         occupied = head.any(across).int()
@@ -321,6 +354,12 @@ def _head_boxes(hu: Tensor) -> list[list[int]]:
         ends.append(torch.where(found, hu.shape[axis] - occupied.flip(1).argmax(1), hu.shape[axis]))
     boxes: list[list[int]] = (torch.stack(ends, 1) * pitch).tolist()
     return [[top, min(bottom, rows), left, min(right, columns)] for top, bottom, left, right in boxes]
+
+
+def _near(length: int, *, device: torch.device) -> Tensor:
+    """1 where two of `length` places are so close that one is blurred into the other, else 0; (length, length)."""
+    places = torch.arange(length, device=device)
+    return ((places[:, None] - places).abs() <= round(BLUR * length / 2)).float()
 
 
 def _head_centres(hu: Tensor) -> list[tuple[float, float]]:
@@ -336,25 +375,3 @@ def _head_centres(hu: Tensor) -> list[tuple[float, float]]:
         median = (so_far * 2 < total).sum(1) + 0.5
         centres.append(torch.where(total[:, 0] > 0, median, hu.shape[axis] / 2).tolist())
     return list(zip(*centres, strict=True))
-
-
-def _resample(images: Tensor, cuts: Sequence[_Cut], size: int) -> Tensor:
-    """Every image cut out and scaled to (size, size): bilinear with antialiasing, 0 beyond the slice's edge."""
-    if len(set(cuts)) == 1:
-        return _cut_out(images, cuts[0], size)
-    return torch.cat([_cut_out(images[i : i + 1], cut, size) for i, cut in enumerate(cuts)])
-
-
-def _cut_out(images: Tensor, cut: _Cut, size: int) -> Tensor:
-    rows, columns = images.shape[2:]
-    height, width = (math.ceil(size * step - ROUNDING) for step in cut.step)
-    top, left = cut.corner
-    # Negative padding cuts off.
-    images = functional.pad(images, (-left, left + width - columns, -top, top + height - rows))
-    if set(cut.step) == {1.0}:
-        return images
-    scale = tuple((1 + ROUNDING) / step for step in cut.step)
-    scaled = functional.interpolate(
-        images, scale_factor=scale, mode="bilinear", antialias=True, recompute_scale_factor=False
-    )
-    return scaled[:, :, :size, :size]

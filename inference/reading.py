@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from inference.card import ModelCard
 from inference.decision import KEY_SLICES, ScanDecision, judge
 from inference.place import SlicePlace
-from inference.result import Finding, ModelReading, Novelty, SliceReading
+from inference.result import ANY, Finding, ModelReading, Novelty, SliceReading
+
+UNHEARD = "it knows only slices that bleed, and says nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,47 @@ def _finding(card: ModelCard, label: str, verdict: ScanDecision) -> Finding:
         prevalence=scan.prevalence if scan else None,
         operating_point=card.operating_point(label),
     )
+
+
+def where_bleeding(
+    card: ModelCard, reading: ModelReading, others: Sequence[ModelReading], places: Sequence[SlicePlace]
+) -> ModelReading:
+    """What remains of the reading of a model that knows only slices that bleed, given what the `others` found.
+
+    It is heard about the slices in which another model finds *any*: those at or above that finding's threshold, or its
+    key slices where none is. Where there are none it has no findings: it can call no study positive or negative.
+    `places` are those of the scan's slices.
+    """
+    bleeding = {key for other in others for key in _bleeding(other)}
+    by_key = {(place.sop_instance_uid, place.frame): place for place in places}
+    kept = [piece for piece in reading.slices if _key(piece) in bleeding]
+    if not kept:
+        says = f"{UNHEARD}: no other model finds a slice that bleeds"
+        return replace(reading, findings=(), slices=(), key_slices=(), rule=says, warnings=(*reading.warnings, says))
+    scores = np.array([[piece.scores[label] for label in card.labels] for piece in kept])
+    said = of_slices(card, scores, [by_key[_key(piece)] for piece in kept])
+    told = f"heard only about the {len(kept)} of {len(reading.slices)} slices in which another model finds bleeding"
+    return replace(
+        reading,
+        findings=said.findings,
+        slices=said.slices,
+        key_slices=said.key_slices,
+        rule=said.rule,
+        warnings=(*reading.warnings, told),
+    )
+
+
+def _key(piece: SliceReading) -> tuple[str, int | None]:
+    return piece.sop_instance_uid, piece.frame
+
+
+def _bleeding(reading: ModelReading) -> list[tuple[str, int | None]]:
+    """The slices in which a model finds *any*."""
+    finding = reading.finding(ANY)
+    if finding is None or not finding.present:
+        return []
+    above = [_key(piece) for piece in reading.slices if piece.scores[ANY] >= finding.threshold]
+    return above or [_key(piece) for piece in reading.slices if piece.sop_instance_uid in reading.key_slices]
 
 
 def watched(reading: ModelReading, novelty: Novelty) -> ModelReading:

@@ -24,7 +24,7 @@ from inference.metadata import HeaderModel
 from inference.neighbours import Key, Neighbourhood, batched
 from inference.novelty import measure
 from inference.place import SlicePlace, place_of
-from inference.reading import watched
+from inference.reading import watched, where_bleeding
 from inference.recent import Recent
 from inference.result import Completeness, ModelReading, Outcome, SeriesChoice, StudyResult
 from inference.series import Criteria, Plane, Stack, select
@@ -211,11 +211,21 @@ class StudyReader:
         readings = self._engine.decide(descriptors, places)
         readings = tuple(self._watched(reading, descriptors[reading.name], measures) for reading in readings)
         readings += tuple(model.read(planes, places) for model in self._headers)
+        readings = tuple(self._heard(reading, readings, places) for reading in readings)
         return _StackReading(
             readings=readings,
             unreadable=tuple(unreadable),
             timings_ms={"encode": encoded_ms, "decide": (time.perf_counter() - decided) * 1000},
         )
+
+    def _heard(
+        self, reading: ModelReading, readings: Sequence[ModelReading], places: Sequence[SlicePlace]
+    ) -> ModelReading:
+        """The reading as far as it counts: that of a model that knows only slices that bleed needs the others."""
+        card = self._engine.cards.get(reading.name)
+        if card is None or not card.bleeding_only:
+            return reading
+        return where_bleeding(card, reading, [other for other in readings if other is not reading], places)
 
     def _expected(self, stack: Stack, by_uid: Mapping[str, Stored]) -> list[Key]:
         """The slices from feet to head, without those of which it is known that they cannot be decoded."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.v2.functional import gaussian_blur
 
 CELLS = 5
 """Of a side, in grid distortion."""
@@ -19,6 +20,8 @@ class Ranges:
 
     rotation: float = 15.0
     """Degrees to either side (Grewal et al. 2018, section 2.2.3)."""
+    rotation_chance: float = 1.0
+    """Chance that the image is turned at all."""
     flip: float = 0.5
     """Chance of a left-right flip."""
     scale: float = 0.0
@@ -39,6 +42,10 @@ class Ranges:
     """Share by which contrast changes at most."""
     offset: float = 0.0
     """Largest constant added, in the units of the image."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur, in pixels."""
+    blur_chance: float = 1.0
+    """Chance that the image is blurred at all."""
     kernel: float = 0.0
     """How much of a 3 × 3 average at most takes the image's place, or is taken from it: smooth and sharp kernels."""
 
@@ -61,7 +68,8 @@ def draw(
         Shape (2, 3), as ``torch.nn.functional.affine_grid`` takes it.
     """
     u = torch.rand(5, generator=generator).tolist()
-    angle = math.radians(ranges.rotation * (2 * u[0] - 1))
+    turned = ranges.rotation_chance == 1 or float(torch.rand(1, generator=generator)) < ranges.rotation_chance
+    angle = math.radians(ranges.rotation * (2 * u[0] - 1)) * turned
     size = zoom * (1 + ranges.scale * (2 * u[1] - 1))
     mirror = -1.0 if u[2] < ranges.flip else 1.0
     x = centre[0] + 2 * ranges.shift * (2 * u[3] - 1)
@@ -115,6 +123,8 @@ def perturb(images: Tensor, ranges: Ranges, *, generator: torch.Generator) -> Te
     """Images with another contrast, brightness, sharpness and noise, drawn once for the run."""
     u = torch.rand(3, generator=generator).tolist()
     changed: Tensor = images * (1 + ranges.gain * (2 * u[0] - 1)) + ranges.offset * (2 * u[1] - 1)
+    if ranges.blur and float(torch.rand(1, generator=generator)) < ranges.blur_chance:
+        changed = _blurred(changed, ranges.blur * float(torch.rand(1, generator=generator)))
     if ranges.kernel:
         share = ranges.kernel * (2 * float(torch.rand(1, generator=generator)) - 1)
         smooth = functional.avg_pool2d(changed, 3, stride=1, padding=1, count_include_pad=False)
@@ -122,6 +132,15 @@ def perturb(images: Tensor, ranges: Ranges, *, generator: torch.Generator) -> Te
     if ranges.noise:
         changed = changed + torch.randn(images.shape, generator=generator) * (ranges.noise * u[2])
     return changed
+
+
+def _blurred(images: Tensor, deviation: float) -> Tensor:
+    """Images (n, channels, rows, columns) after a Gaussian blur, cut off at three standard deviations."""
+    reach = min(math.ceil(3 * deviation), min(images.shape[-2:]) - 1)
+    if not reach:
+        return images
+    blurred: Tensor = gaussian_blur(images, [2 * reach + 1] * 2, [deviation] * 2)
+    return blurred
 
 
 def cutmix(images: Tensor, labels: Tensor, *, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -47,15 +47,25 @@ class Certainty:
         return {label: next(iter(points.values())) for label, points in self.points.items()}
 
 
-def fit(model: ScanModel, scans: Sequence[Described], *, labels: Sequence[str], rule: ScanRule, data: str) -> Certainty:
+def fit(
+    model: ScanModel,
+    scans: Sequence[Described],
+    *,
+    labels: Sequence[str],
+    rule: ScanRule,
+    data: str,
+    bleeding_only: bool = False,
+) -> Certainty:
     """Everything that says how sure `model` is, from validation scans; `data` says which they are.
+
+    With `bleeding_only`, as in the card, everything but the guard is fitted on the slices that bleed.
 
     First the temperatures of the slices, from scans that are labelled slice by slice; then, on the scores that these
     give, operating points and calibration of the scans. A label that fewer than `FEWEST` of these scans bear, or lack,
     is left uncalibrated at one half: so few say nothing. Fewer than `novelty.FEWEST` scans give no guard, nor do scans
     whose images were not measured.
     """
-    raw = read(model, scans)
+    raw = read(model, scans, bleeding_only=bleeding_only)
     temperature = {label: t for i, label in enumerate(labels) if (t := _temperature(raw, i, label)) is not None}
     readings = recalibrated(raw, Calibration(temperature=temperature), labels=labels)
     points: dict[str, dict[str, float]] = {}
@@ -81,7 +91,7 @@ def put(card: ModelCard, fitted: Certainty, model: ScanModel, scans: Sequence[De
 
     The card claims to be calibrated where these scans do not refute it.
     """
-    readings = read(model, scans)
+    readings = read(model, scans, bleeding_only=card.bleeding_only)
     calibrated = recalibrated(readings, fitted.calibration, labels=card.labels)
     points = {
         label: tuple(
@@ -141,7 +151,8 @@ def _enough(bearing: NDArray[np.bool_]) -> bool:
 
 def _temperature(readings: Sequence[Read], index: int, label: str) -> float | None:
     """None from too few scans. One with unlabelled slices is none of them: only its clean ones are known as such."""
-    whole = labelled_throughout(readings, label=LABELS.index(label))
+    shown = [one.of(one.scan.shown) for one in readings if one.scan.shown.any()]
+    whole = labelled_throughout(shown, label=LABELS.index(label))
     if not _enough(np.array([_slices([one], label).any() for one in whole], bool)):
         return None
     return fit_temperature(logits(whole, label=index), _slices(whole, label))

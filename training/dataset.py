@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import compress
 from multiprocessing import get_context
 from typing import Self
 
@@ -33,8 +34,11 @@ HALF = 0.5
 SMALLEST_MM2 = 12.0
 """A bleeding smaller than this in one image is not labelled (the phantom's own rule)."""
 
-PREPARED = 2
+PREPARED = 3
 """Raised when the same volume and preprocessing give other images, so that no cache gives the old ones."""
+
+BY_SLICE = ("images", "masks", "uids", "positions", "thickness", "digests", "labels", "brain")
+"""Arrays of a prepared volume whose rows are its slices."""
 
 KEPT = ("uids", "positions", "thickness", "digests", "labels")
 """Arrays of a decoded volume that stay beside its images."""
@@ -81,6 +85,8 @@ class Scan:
         (absent where the source has no outlines); digests : uint8 (slices, 32), of the slices' decoded pixels.
     volume : callable or None
         The decoded volume behind the images, for pictures.
+    blank : bool (slices,) or None
+        The slices that the preprocessing leaves out; None where it leaves out none.
     """
 
     facts: ScanFacts
@@ -88,6 +94,7 @@ class Scan:
     study_labels: NDArray[np.float32]
     opened: Callable[[], Arrays]
     volume: Callable[[], Arrays] | None = None
+    blank: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,10 +128,35 @@ class Scan:
         facts = replace(self.facts, positions_mm=(), thicknesses_mm=())
         return replace(self, labels=self.study_labels[None], facts=facts)
 
+    def of(self, chosen: NDArray[np.bool_]) -> Scan:
+        """These slices alone, with what is known of the whole scan."""
+        facts = self.facts
+        facts = replace(
+            facts,
+            positions_mm=tuple(compress(facts.positions_mm, chosen)),
+            thicknesses_mm=tuple(compress(facts.thicknesses_mm, chosen)),
+        )
+        return replace(
+            self,
+            facts=facts,
+            labels=self.labels[chosen],
+            opened=partial(_some_slices, self.opened, chosen),
+            blank=None if self.blank is None else self.blank[chosen],
+        )
+
+    @property
+    def shown(self) -> NDArray[np.bool_]:
+        """(slices,), which slices are read: all but the blank ones."""
+        return np.full(len(self), True) if self.blank is None else ~self.blank
+
     @property
     def digests(self) -> NDArray[np.uint8]:
         """(slices, 32), SHA-256 of the slices' decoded pixels."""
         return self.opened()["digests"]
+
+
+def _some_slices(opened: Callable[[], Arrays], chosen: NDArray[np.bool_]) -> Arrays:
+    return {name: values[chosen] for name, values in opened().items() if name in BY_SLICE}
 
 
 def prepare(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preprocessing) -> Scan:
@@ -133,6 +165,9 @@ def prepare(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preproce
     opened = partial(_opened, key, study, cache, preprocessing)
     arrays = opened()
     labels = study.label_slices(arrays)
+    blank = arrays["brain"] < preprocessing.blank_below if preprocessing.blank_below else None
+    if blank is not None and blank.all():
+        raise DataError("none of its slices shows enough brain to be read")
     rows, columns = (float(mm) for mm in arrays["field"])
     return Scan(
         facts=ScanFacts(
@@ -152,6 +187,7 @@ def prepare(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preproce
         study_labels=study.label_study(labels),
         opened=opened,
         volume=partial(cache.get, study.key, study.decode),
+        blank=blank,
     )
 
 
@@ -210,6 +246,8 @@ def _images(volume: Arrays, preprocessing: Preprocessing) -> Arrays:
         "field": np.array(hu.shape[1:]) * [rows, columns],
         "measures": measured(volume),
     }
+    if preprocessing.blank_below:
+        arrays["brain"] = preprocess.brain_fraction(hu).numpy()
     if "masks" in volume:
         arrays["masks"] = _masks(volume["masks"], hu, spacing, preprocessing)
     return arrays
@@ -227,6 +265,32 @@ def _masks(
         for index, mask in enumerate(masks[0].numpy()):
             prepared[place] |= (mask >= HALF).astype(np.uint8) << index
     return prepared
+
+
+def sampled_volumes(
+    studies: Sequence[LabelledStudy], *, cache: VolumeCache, seed: int, count: int = 100, slices: int = 8
+) -> list[Tensor]:
+    """Some slices of some studies, int16 (slices, rows, columns) in HU: always the same ones of the same studies.
+
+    Raises ``DataError`` where none of the studies can be decoded.
+    """
+    order = sorted(
+        studies, key=lambda study: hashlib.sha256(f"{seed}:{study.source}:{study.study_uid}".encode()).digest()
+    )
+    found: list[Tensor] = []
+    for study in order:
+        if len(found) == count:
+            break
+        try:
+            hu = cache.get(study.key, study.decode)["hu"]
+        except (DataError, UnreadablePixels) as error:
+            log.warning("%s %s left out: %s", study.source, study.study_uid, error)
+            continue
+        chosen = np.unique(np.linspace(0, len(hu) - 1, slices).round().astype(int))
+        found.append(torch.from_numpy(np.array(hu[chosen])))
+    if not found:
+        raise DataError("no study is left to train on")
+    return found
 
 
 def split(patients: Iterable[str], *, shares: Sequence[float], seed: int) -> list[list[str]]:
@@ -275,7 +339,9 @@ class Sampling:
     crop: float = 1.0
     """Side of the crop as a share of the image's side; below 1, labels follow what is inside the crop."""
     positive: float = 0.5
-    """Share of the runs that are drawn around a positive slice, all subtypes alike often."""
+    """Share of the runs that are drawn around a positive slice."""
+    alike: bool = True
+    """Whether all subtypes are drawn alike often; else all positive slices are."""
     centred: bool = False
     """The drawn slice is the middle of its run, as far as the scan's ends allow, and not anywhere in it."""
     reach: int = 0
@@ -315,15 +381,23 @@ class Ahead:
 
 
 class Sampler:
-    """Draws random batches of runs from scans; the same generator state gives the same batch."""
+    """Draws random batches of runs from scans; the same generator state gives the same batch.
+
+    No run is drawn around a slice that is blank, or of which nobody said whether it bleeds. `positives` counts those
+    that bleed.
+    """
 
     def __init__(self, scans: Sequence[Scan], sampling: Sampling) -> None:
         self.scans, self.sampling = scans, sampling
-        labels = np.concatenate([scan.labels for scan in scans])
+        bears = np.concatenate([(scan.labels == 1) & scan.shown[:, None] for scan in scans])
+        clean = np.concatenate([(scan.labels[:, 0] == 0) & scan.shown for scan in scans])
         place = [(i, s) for i, scan in enumerate(scans) for s in range(len(scan))]
-        self._positive = [[place[k] for k in np.flatnonzero(labels[:, 1 + c])] for c in range(len(SUBTYPES))]
-        self._positive = [places for places in self._positive if places]
-        self._negative = [place[k] for k in np.flatnonzero(labels[:, 0] == 0)]
+        bleeding = bears.any(1)
+        unnamed = bleeding & ~bears[:, 1:].any(1)
+        kinds = [*bears[:, 1:].T, unnamed] if sampling.alike else [bleeding]
+        self._positive = [[place[k] for k in np.flatnonzero(kind)] for kind in kinds if kind.any()]
+        self._negative = [place[k] for k in np.flatnonzero(clean)]
+        self.positives = int(bleeding.sum())
         if not self._positive or not (self._negative or sampling.positive == 1):
             raise DataError("training needs slices labelled with and slices labelled without bleeding")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from training import certainty, heads, manifest
 from training.dataset import Scan, split
 from training.errors import DataError
 from training.guard import refuse_overlap, refuse_patients
+from training.losses import weight_of_any
 from training.manifest import DATASET_FILE
 from training.metrics import auc, log_loss, prior_log_loss, rate, scan_figures
 from training.reading import Read, labelled, read, recalibrated, scan_scores, truth
@@ -47,10 +49,11 @@ def figures(
     found = np.concatenate([reading.scan.labels for reading in readings])[:, columns]
     known = ~np.isnan(found).any(1)  # slices of studies with a label of the whole only say nothing here
     scores, found = scores[known], found[known]
+    weight = weight_of_any(labels)
     slices = {
         "cases": len(found),
-        "weighted_log_loss": log_loss(scores, found) if len(found) else None,
-        "weighted_log_loss_of_prior": prior_log_loss(found, prior[columns]) if len(found) else None,
+        "weighted_log_loss": log_loss(scores, found, any_weight=weight) if len(found) else None,
+        "weighted_log_loss_of_prior": prior_log_loss(found, prior[columns], any_weight=weight) if len(found) else None,
         "auc": {label: auc(scores[:, i], found[:, i]) for i, label in enumerate(labels)},
     }
     scans = {}
@@ -59,7 +62,8 @@ def figures(
         scans[label] = scan_figures(
             scan_scores(judged, label=i, rule=rule), truth(judged, label=columns[i]), threshold=thresholds[label]
         ).to_json()
-    return {"slices": slices, "scans": scans, "found_by_subtype": _by_subtype(readings, thresholds[ANY], rule)}
+    said = {"slices": slices, "scans": scans}
+    return said | {"found_by_subtype": _by_subtype(readings, thresholds[ANY], rule)} if ANY in labels else said
 
 
 def by_group(readings: Sequence[Read], **how: Any) -> dict[str, Any]:
@@ -139,19 +143,22 @@ def judge(directory: Path, unseen: Studies, *, fit_on: Studies | None = None, de
     _refuse_known(directory, card, unseen, fit_on)
     watch = cards.load_watch(directory, card)
     features = watch.features if watch else None
+    said_of = partial(read, bleeding_only=card.bleeding_only)
     model = build(card)
     model.load_state_dict(state)
     model.to(memory_format=model.memory_format).to(device)
     described = describe(model, unseen.scans)
     if fit_on:
         fitting = describe(model, fit_on.scans)
-        fitted = certainty.fit(model, fitting, labels=card.labels, rule=card.rule, data=str(fit_on))
+        fitted = certainty.fit(
+            model, fitting, labels=card.labels, rule=card.rule, data=str(fit_on), bleeding_only=card.bleeding_only
+        )
         card = certainty.put(card, fitted, model, described, on=f"{unseen} that it had not seen")
         features = fitted.watch.features if fitted.watch else None
         kept = {name: value for name, value in card.figures.items() if name not in ("test", "unseen")}
-        validation = {"data": fit_on.to_json(), **groups(card, read(model, fitting))}
+        validation = {"data": fit_on.to_json(), **groups(card, said_of(model, fitting))}
         card = replace(card, figures={**kept, "tuned_on": sorted(fit_on.patients), "validation": validation})
-    readings = read(model, described)
+    readings = said_of(model, described)
     found = {"data": unseen.to_json(), **groups(card, readings)}
     return Judgement(
         card=replace(card, figures={**card.figures, "unseen": found}),

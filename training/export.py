@@ -51,6 +51,7 @@ class Description:
     seed: int
     demonstration: bool
     intended_use: str
+    bleeding_only: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
     """What else the card shall say about the training, such as the seeds of the heads it was made from."""
 
@@ -80,7 +81,12 @@ def export(
     """
     round_as_stored(model)
     fitted = certainty.fit(
-        model, validation, labels=description.labels, rule=description.rule, data=f"{len(validation)} validation scans"
+        model,
+        validation,
+        labels=description.labels,
+        rule=description.rule,
+        data=f"{len(validation)} validation scans",
+        bleeding_only=description.bleeding_only,
     )
     figures = {
         "claim": description.intended_use,
@@ -92,7 +98,8 @@ def export(
     card = _card(description, thresholds=fitted.thresholds, figures=figures)
     card = certainty.put(card, fitted, model, test, on=f"{len(test)} scans of patients dealt aside")
     sides = {"validation": validation, "test": test}
-    judged = {name: evaluate.groups(card, read(model, side)) if side else {} for name, side in sides.items()}
+    readings = {name: read(model, side, bleeding_only=card.bleeding_only) for name, side in sides.items()}
+    judged = {name: evaluate.groups(card, said) if said else {} for name, said in readings.items()}
     card = replace(card, figures={**card.figures, **judged})
     features = fitted.watch.features if fitted.watch else None
     card = cards.save(directory, card, model.state_dict(), half=True, features=features)
@@ -129,6 +136,7 @@ def _card(description: Description, *, thresholds: dict[str, float], figures: di
         labels=description.labels,
         thresholds=thresholds,
         rule=description.rule,
+        bleeding_only=description.bleeding_only,
         demonstration=description.demonstration,
         intended_use=description.intended_use,
         provenance=Provenance(

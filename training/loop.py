@@ -115,7 +115,7 @@ class Counters(Json):
 class Run:
     """How a recipe is carried out, whatever it trains.
 
-    `workers` threads make batches ahead of the network.
+    `workers` threads make batches ahead of the network. `pretrained` says that the network's trunk came from a file.
     """
 
     seed: int
@@ -125,6 +125,7 @@ class Run:
     report_every: int = 50
     team: Team = ALONE
     workers: int = 2
+    pretrained: bool = False
 
     @property
     def device(self) -> torch.device:

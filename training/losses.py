@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from inference.result import ANY
+
 ANY_WEIGHT = 2.0
 """Weight of *any* beside 1 for each subtype (Nguyen et al. 2020, section 3.2: 2/7 and 1/7)."""
+
+
+def weight_of_any(labels: Sequence[str]) -> float:
+    """The `any_weight` of the losses for these labels: 1, the plain mean, where *any* is none of them."""
+    return ANY_WEIGHT if ANY in labels else 1.0
 
 
 def label_weights(count: int, *, any_weight: float = ANY_WEIGHT) -> Tensor:

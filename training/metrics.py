@@ -17,21 +17,28 @@ CLIP = 1e-15
 """Probabilities are kept this far from 0 and 1, as the RSNA challenge does."""
 
 
-def log_loss(probabilities: NDArray[np.floating], labels: NDArray[np.floating]) -> float:
-    """Weighted log loss of ``(slices, labels)``, *any* first with double weight (Nguyen et al. 2020, section 3.2)."""
+def log_loss(
+    probabilities: NDArray[np.floating], labels: NDArray[np.floating], *, any_weight: float = ANY_WEIGHT
+) -> float:
+    """Weighted log loss of ``(slices, labels)``, *any* first with double weight (Nguyen et al. 2020, section 3.2).
+
+    With an `any_weight` of 1, for labels without *any*, it is the plain mean.
+    """
     p = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
     y = np.asarray(labels, np.float64)
     losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
     weights = np.ones(p.shape[1])
     if p.shape[1] > 1:
-        weights[0] = ANY_WEIGHT
+        weights[0] = any_weight
     return float((losses @ weights).mean() / weights.sum())
 
 
-def prior_log_loss(labels: NDArray[np.floating], prior: NDArray[np.floating] | None = None) -> float:
+def prior_log_loss(
+    labels: NDArray[np.floating], prior: NDArray[np.floating] | None = None, *, any_weight: float = ANY_WEIGHT
+) -> float:
     """Log loss of answering every slice with the labels' frequencies (`prior`; by default of `labels` themselves)."""
     rates = np.asarray(labels, np.float64).mean(0) if prior is None else np.asarray(prior, np.float64)
-    return log_loss(np.broadcast_to(rates, labels.shape), labels)
+    return log_loss(np.broadcast_to(rates, labels.shape), labels, any_weight=any_weight)
 
 
 def auc(scores: NDArray[np.floating], truth: NDArray[np.generic]) -> float | None:

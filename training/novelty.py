@@ -70,7 +70,7 @@ def tried(watch: Watch, scans: Sequence[Described]) -> Watch:
 
 def unlike(watch: Watch, scan: Described) -> bool:
     """Whether the guard takes the scan for unlike those it was fitted on."""
-    return watch.judge(scan.scan.facts.measures, scan.descriptors.numpy(), blank_marked=False).unlike
+    return watch.judge(scan.scan.facts.measures, scan.shown.numpy(), blank_marked=False).unlike
 
 
 def limit_of(distances: NDArray[np.floating[Any]]) -> float:
@@ -108,4 +108,4 @@ def fit_features(rows: Floats) -> Features:
 
 
 def _descriptor(scan: Described) -> Floats:
-    return pooled(scan.descriptors.numpy(), blank_marked=False)
+    return pooled(scan.shown.numpy(), blank_marked=False)

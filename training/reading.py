@@ -28,16 +28,31 @@ class Read:
     scan: Scan
     scores: Scores
 
+    def of(self, chosen: NDArray[np.bool_]) -> Read:
+        """These slices alone."""
+        return Read(scan=self.scan.of(chosen), scores=self.scores[chosen])
+
 
 @torch.inference_mode()
-def read(model: ScanModel, described: Sequence[Described]) -> list[Read]:
-    """Every scan read whole from its descriptors; the scores are not calibrated."""
+def read(model: ScanModel, described: Sequence[Described], *, bleeding_only: bool = False) -> list[Read]:
+    """Every scan read whole from its descriptors, as the node reads it; the scores are not calibrated.
+
+    Blank slices have the score 0. With `bleeding_only`, for a model that knows no others, only the slices that are
+    labelled as bleeding are read, and the scans that have some.
+    """
     model.eval()
     device = next(model.parameters()).device
-    return [
-        Read(scan=one.scan, scores=model.decide(one.descriptors[None].to(device))[0].double().sigmoid().cpu().numpy())
-        for one in described
-    ]
+    readings = []
+    for one in described:
+        scores = model.decide(one.descriptors[None].to(device))[0].double().sigmoid().cpu().numpy()
+        readings.append(Read(scan=one.scan, scores=_without_blank(scores, one.scan)))
+    if not bleeding_only:
+        return readings
+    return [one.of(bleeds) for one in readings if (bleeds := one.scan.labels[:, 0] == 1).any()]
+
+
+def _without_blank(scores: Scores, scan: Scan) -> Scores:
+    return np.where(scan.shown[:, None], scores, 0.0)
 
 
 def logits(readings: Sequence[Read], *, label: int) -> Scores:
@@ -52,7 +67,8 @@ def recalibrated(readings: Sequence[Read], calibration: Calibration, *, labels: 
     calibrated = []
     for one in readings:
         columns = [logits([one], label=i) for i in range(len(labels))]
-        calibrated.append(replace(one, scores=calibration.slice_scores(np.stack(columns, 1), labels=labels)))
+        scores = calibration.slice_scores(np.stack(columns, 1), labels=labels)
+        calibrated.append(replace(one, scores=_without_blank(scores, one.scan)))
     return calibrated
 
 

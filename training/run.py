@@ -29,18 +29,20 @@ from safetensors.torch import load_file, save_file
 from inference.card import ModelCard, ModelError
 from inference.importing import fit_weights
 from inference.models import FAMILIES, ScanModel
-from inference.result import LABELS, Json
-from training import manifest
+from inference.preprocess import Preprocessing
+from inference.result import ANY, LABELS, Json
+from training import finder, manifest
 from training.cache import VolumeCache
-from training.dataset import Scan, prepare_all, split
+from training.dataset import Scan, prepare_all, sampled_volumes, split
 from training.errors import DataError, TrainingError
 from training.export import Description, export, round_as_stored
 from training.guard import refuse_overlap
 from training.loop import Keep, Progress, Run
+from training.losses import weight_of_any
 from training.manifest import DATASET_FILE
 from training.metrics import auc, log_loss
 from training.reading import read
-from training.recipe import Recipe
+from training.recipe import FromSlices, Recipe
 from training.recipes import RECIPES
 from training.record import RunLog
 from training.sources.named import open_source
@@ -56,6 +58,10 @@ SYNTHETIC = (
 )
 INVESTIGATIONAL = (
     "Investigational: figures are those of its own split. Not for clinical use until a site has judged and released it."
+)
+KINDS_ONLY = (
+    "Trained on slices that bleed only: it says which kind bleeds where another model finds bleeding, and nothing "
+    "about other slices. Its figures are those of slices that bleed."
 )
 
 log = logging.getLogger(__name__)
@@ -103,10 +109,13 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
     values = _changed(recipe.values(), asked.values, "--set")
     model = _network(recipe, asked)
     start = _started(model, asked.start_from)
+    pretrained = asked.start_from is not None and "trunk" not in start.untrained
     cache = VolumeCache(asked.cache / "volumes", limit=int(asked.cache_gb * 1e9))
     with _first(team):
-        sides = _sides(asked, recipe, model, cache, told)
-        listed = manifest.of(sides, said={"data": asked.data, "test": asked.test, "seed": asked.seed, "start": start})
+        sides, preprocessing = _sides(asked, recipe, values, model, cache, told)
+        listed = manifest.of(
+            sides, said={"data": asked.data, "test": asked.test, "seed": asked.seed, "start": str(start)}
+        )
         _same_data(asked.out / DATASET_FILE, listed)
     watch = Watch(labels=recipe.labels)
     if team.leads:
@@ -120,6 +129,7 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
         report_every=session.report_every,
         team=team,
         workers=asked.workers,
+        pretrained=pretrained,
     )
     try:
         steps = recipe.train(model, sides["training"], recipe=values, run=run)
@@ -129,7 +139,7 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
     finally:
         session.log.close()
     session.take_best()
-    return _exported(asked, recipe, values, model, sides, listed, watch, start)
+    return _exported(asked, recipe, values, model, preprocessing, sides, listed, watch, str(start))
 
 
 @dataclass(kw_only=True)
@@ -180,15 +190,17 @@ class _Session:
         if not self.validation or step == self.validated:
             return
         self.validated = step
-        readings = read(self.model, describe(self.model, self.validation))
+        readings = read(self.model, describe(self.model, self.validation), bleeding_only=self.recipe.bleeding_only)
+        if not readings:
+            return
         columns = [LABELS.index(label) for label in self.recipe.labels]
         scores = np.concatenate([reading.scores for reading in readings])
         truth = np.concatenate([reading.scan.labels for reading in readings])[:, columns]
         known = ~np.isnan(truth).any(1)
         if not known.any():
             return
-        loss = log_loss(scores[known], truth[known])
-        area = auc(scores[known, 0], truth[known, 0] == 1)
+        loss = log_loss(scores[known], truth[known], any_weight=weight_of_any(self.recipe.labels))
+        area = auc(scores[known, 0], truth[known, 0] == 1) if self.recipe.labels[0] == ANY else None
         self.log.write(step, **{"validation/loss": loss} | ({} if area is None else {"validation/auc_any": area}))
         self.watch.validation(scores, truth, number=max(0, step // self.asked.validate_every - 1))
         if loss < self._best_loss(step):
@@ -222,9 +234,18 @@ def _changed(values: Json, changes: dict[str, Any], option: str) -> Json:
     if unknown := sorted(set(changes) - set(before)):
         raise TrainingError(f"{option}: no {', '.join(unknown)}; there are {', '.join(before)}")
     for name, value in changes.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) != isinstance(before[name], bool):
+        if not _alike(value, before[name]):
             raise TrainingError(f"{option} {name}: {value!r}, expected a value like {before[name]!r}")
     return type(values).from_json(before | changes)
+
+
+def _alike(value: Any, before: Any) -> bool:
+    """Whether a value may stand in place of another: a whole number for one, any number for a fraction, lists alike."""
+    if isinstance(before, list):
+        return isinstance(value, list) and bool(value) and all(_alike(item, before[0]) for item in value)
+    if isinstance(before, bool) or isinstance(value, bool):
+        return isinstance(before, bool) and isinstance(value, bool)
+    return isinstance(value, int) or (isinstance(value, float) and isinstance(before, float))
 
 
 def _network(recipe: Recipe, asked: Asked) -> ScanModel:
@@ -235,17 +256,29 @@ def _network(recipe: Recipe, asked: Asked) -> ScanModel:
         raise TrainingError(f"--architecture: no {recipe.family} network is like that: {error}") from error
 
 
-def _started(model: ScanModel, source: Path | None) -> str:
-    """`model` begins with the weights of the file, where there is one; returns what it begins with, in words."""
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What a network begins with: a file in words, and the parts of the network that it says nothing about."""
+
+    file: str = ""
+    untrained: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.file:
+            return "random weights"
+        return f"{self.file}, random weights in {', '.join(self.untrained)}" if self.untrained else self.file
+
+
+def _started(model: ScanModel, source: Path | None) -> _Start:
+    """`model` begins with the weights of the file, where there is one; returns what it begins with."""
     if source is None:
-        return "random weights"
+        return _Start()
     try:
-        fitted = fit_weights(source, model.state_dict())
+        fitted = fit_weights(source, model.state_dict(), other_labels=True)
     except ModelError as error:
         raise TrainingError(f"--start-from: {error}") from error
     model.load_state_dict(fitted.state)
-    said = f"{source.name} (layout {fitted.layout}, SHA-256 {fitted.sha256})"
-    return f"{said}, random weights in {', '.join(fitted.untrained)}" if fitted.untrained else said
+    return _Start(file=f"{source.name} (layout {fitted.layout}, SHA-256 {fitted.sha256})", untrained=fitted.untrained)
 
 
 @contextmanager
@@ -258,10 +291,18 @@ def _first(team: Team) -> Iterator[None]:
         team.wait()
 
 
-def _sides(asked: Asked, recipe: Recipe, model: ScanModel, cache: VolumeCache, told: Told) -> dict[str, Sequence[Scan]]:
-    """The prepared scans of each side; an overlap is refused."""
+def _sides(
+    asked: Asked, recipe: Recipe, values: Json, model: ScanModel, cache: VolumeCache, told: Told
+) -> tuple[dict[str, Sequence[Scan]], Preprocessing]:
+    """The prepared scans of each side, and how they were prepared; an overlap is refused."""
     index = asked.cache / "index"
-    preprocessing = recipe.preprocessing(model.size)
+    studies = [study for text in asked.data for study in open_source(text, index=index)]
+    dealt = split([study.patient for study in studies], shares=_shares(asked), seed=asked.seed)
+    if isinstance(recipe.preprocessing, FromSlices):
+        seen = sampled_volumes([one for one in studies if one.patient in set(dealt[0])], cache=cache, seed=asked.seed)
+        preprocessing = recipe.preprocessing.make(model.size, values, seen)
+    else:
+        preprocessing = recipe.preprocessing(model.size)
 
     def prepared(studies: Sequence[LabelledStudy]) -> list[Scan]:
         move, done = told("preparing scans", len(studies)), 0
@@ -273,8 +314,7 @@ def _sides(asked: Asked, recipe: Recipe, model: ScanModel, cache: VolumeCache, t
 
         return prepare_all(studies, cache=cache, preprocessing=preprocessing, workers=asked.workers, told=one)
 
-    scans = prepared([study for text in asked.data for study in open_source(text, index=index)])
-    dealt = split([scan.facts.patient for scan in scans], shares=_shares(asked), seed=asked.seed)
+    scans = prepared(studies)
     sides: dict[str, Sequence[Scan]] = {
         side: [scan for scan in scans if scan.facts.patient in patients]
         for side, patients in zip(SIDES, map(set, dealt), strict=False)
@@ -284,7 +324,7 @@ def _sides(asked: Asked, recipe: Recipe, model: ScanModel, cache: VolumeCache, t
     if not sides["training"]:
         raise DataError("no study is left to train on")
     refuse_overlap(sides)
-    return sides
+    return sides, preprocessing
 
 
 def _shares(asked: Asked) -> tuple[float, ...]:
@@ -307,6 +347,7 @@ def _exported(
     recipe: Recipe,
     values: Json,
     model: ScanModel,
+    preprocessing: Preprocessing,
     sides: dict[str, Sequence[Scan]],
     listed: bytes,
     watch: Watch,
@@ -314,20 +355,22 @@ def _exported(
 ) -> ModelCard:
     round_as_stored(model)
     synthetic = all(scan.facts.source == "phantom" for scans in sides.values() for scan in scans)
+    claim = SYNTHETIC if synthetic else INVESTIGATIONAL
     description = Description(
         name=f"{recipe.name} ({recipe.paper})",
         family=recipe.family,
         version=hashlib.sha256(listed).hexdigest()[:12],
         architecture=recipe.architecture | asked.architecture,
-        preprocessing=recipe.preprocessing(model.size),
+        preprocessing=preprocessing,
         labels=recipe.labels,
         rule=recipe.rule,
         recipe=f"hemonode train {recipe.name}: {json.dumps(values.to_json())}, from {start}",
         data=f"{', '.join(asked.data + asked.test)}; {DATASET_FILE} has SHA-256 {hashlib.sha256(listed).hexdigest()}",
         seed=asked.seed,
         demonstration=synthetic,
-        intended_use=SYNTHETIC if synthetic else INVESTIGATIONAL,
-        figures={"warnings": watch.said},
+        intended_use=f"{KINDS_ONLY} {claim}" if recipe.bleeding_only else claim,
+        bleeding_only=recipe.bleeding_only,
+        figures={"warnings": watch.said, "learning_rates_found": finder.found(asked.out)},
     )
     try:
         return export(

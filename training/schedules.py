@@ -48,6 +48,11 @@ def one_cycle_momentum(*, start: float = 0.25, most: float = 0.95, least: float 
     return _there_and_back(most, least, most, start=start)
 
 
+def ramp(lowest: float) -> Schedule:
+    """From `lowest` up to 1, in equal factors: the learning-rate finder's (Smith 2018)."""
+    return lambda progress: lowest ** (1 - progress)
+
+
 def _there_and_back(first: float, middle: float, last: float, *, start: float) -> Schedule:
     def value(progress: float) -> float:
         if progress < start:

@@ -73,6 +73,11 @@ class Described:
     scan: Scan
     descriptors: Tensor
 
+    @property
+    def shown(self) -> Tensor:
+        """Descriptors of the slices that are not blank."""
+        return self.descriptors if self.scan.blank is None else self.descriptors[torch.from_numpy(self.scan.shown)]
+
     def labels(self, count: int) -> Tensor:
         """The first `count` labels of every slice, (slices, count)."""
         return torch.from_numpy(self.scan.labels[:, :count])

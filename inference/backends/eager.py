@@ -28,7 +28,7 @@ def eager(part: nn.Module, *, bf16: bool, memory_format: torch.memory_format, to
 
     def run(images: Tensor) -> Tensor:
         if bf16:
-            images = in_halves(images, dtype=torch.bfloat16, memory_format=memory_format)
+            images = in_halves(images, memory_format=memory_format)
         features: Tensor = part(images.contiguous(memory_format=memory_format))
         return features.float()
 

@@ -10,7 +10,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from inference.backends.eager import folded
 from inference.backends.failure import BackendFailed
-from inference.backends.rounding import BiasApart, in_halves, widened, with_each_bias
+from inference.backends.rounding import put_halves, widened
+from inference.threads import in_threads
 
 TRACED_SIDE = 64
 """Rows and columns of the image with which a network is traced: no network here computes otherwise on larger ones."""
 
+FINITE = torch.finfo(torch.float32).max
 
 TELEMETRY = "openvino_telemetry"
 
@@ -36,24 +38,33 @@ class OpenVino:
     def __init__(self, part: nn.Module, *, shape: Sequence[int], bf16: bool) -> None:
         self._bf16 = bf16
         if bf16:
-            part = widened(with_each_bias(folded(copy.deepcopy(part).eval()), BiasApart))
+            part = widened(folded(copy.deepcopy(part).eval()))
             shape = (2 * shape[0], *shape[1:])
+        self._shape = tuple(shape)
         try:
-            self._request = _compiled(part, shape=tuple(shape), bf16=bf16).create_infer_request()
+            self._request = _compiled(part, shape=self._shape, bf16=bf16).create_infer_request()
         except (ImportError, RuntimeError) as error:
             raise BackendFailed(f"openvino: {_first_line(error)}") from error
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (n, d) of images (n, …)."""
         images = images.float()
-        if self._bf16:
-            images = in_halves(images, dtype=torch.float32, memory_format=torch.contiguous_format)
-        pixels = images.contiguous().numpy()
         try:
-            (features,) = self._request.infer([pixels], share_inputs=True).values()
+            (features,) = self._request.infer([self._shared(images)], share_inputs=True).values()
         except RuntimeError as error:
             raise BackendFailed(f"openvino: {_first_line(error)}") from error
         return torch.from_numpy(np.asarray(features, dtype=np.float32))
+
+    def _shared(self, images: Tensor) -> Any:
+        """The images where they are, not copied, as OpenVINO takes them; in halves for bfloat16, which numpy lacks."""
+        if not self._bf16:
+            return images.contiguous().numpy()
+        halves = images.new_empty((len(images), *self._shape), dtype=torch.bfloat16)
+        # An image by itself stays in the cache between the two steps.
+        each = [slice(i, i + 1) for i in range(len(images))]
+        in_threads(lambda one: put_halves(images[one], halves[one]), each)
+        openvino = _without_telemetry()
+        return openvino.Tensor(halves.view(torch.uint16).numpy(), halves.shape, openvino.Type.bf16)
 
 
 def _compiled(part: nn.Module, *, shape: tuple[int, ...], bf16: bool) -> Any:
@@ -69,7 +80,59 @@ def _compiled(part: nn.Module, *, shape: tuple[int, ...], bf16: bool) -> Any:
         warnings.simplefilter("ignore")  # the tracer's own deprecation, and remarks on Python values in the networks
         traced = torch.jit.trace(part.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         model = openvino.convert_model(traced, example_input=example, input=[-1, *shape])
+    if bf16:
+        _keep_biases(model)
+        given = openvino.preprocess.PrePostProcessor(model)
+        given.input().tensor().set_element_type(openvino.Type.bf16)
+        model = given.build()
     return core.compile_model(model, "CPU", settings)
+
+
+def _keep_biases(model: Any) -> None:
+    """Biases of convolutions are added in float32, in the same step as before; changes `model` itself.
+
+    OpenVINO rounds a bias to bfloat16, and takes an addition of constants right behind a convolution for its bias. It
+    is moved behind the addition of a shortcut where one follows: OpenVINO still does both within the convolution.
+    Elsewhere a bound beyond any number keeps the two apart; with a shortcut it would not take that in any more.
+    """
+    ops = importlib.import_module("openvino.opset13")
+    for convolution in model.get_ordered_ops():
+        if convolution.get_type_name() not in ("Convolution", "GroupConvolution"):
+            continue
+        sums = convolution.output(0)
+        added = _only_addition(sums)
+        if added is None or added.constant is None:
+            continue
+        shortcut = _only_addition(added.result)
+        if shortcut is None:
+            added.operand.replace_source_output(ops.clamp(sums, -FINITE, FINITE).output(0))
+            continue
+        readers = list(shortcut.result.get_target_inputs())
+        shortcut.operand.replace_source_output(sums)
+        late = ops.add(shortcut.result, added.constant)
+        for reader in readers:
+            reader.replace_source_output(late.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+class _Addition(NamedTuple):
+    """An addition: the input in question, the other one if it is constant, and the sum; OpenVINO's objects."""
+
+    operand: Any
+    constant: Any | None
+    result: Any
+
+
+def _only_addition(value: Any) -> _Addition | None:
+    """The addition to which `value` goes, if it goes nowhere else."""
+    readers = list(value.get_target_inputs())
+    if len(readers) != 1 or readers[0].get_node().get_type_name() != "Add":
+        return None
+    (operand,) = readers
+    node = operand.get_node()
+    other = node.input_value(1 - operand.get_index())
+    constant = other if other.get_node().get_type_name() == "Constant" else None
+    return _Addition(operand, constant, node.output(0))
 
 
 def _without_telemetry() -> Any:

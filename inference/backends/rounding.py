@@ -13,17 +13,20 @@ from torch import Tensor, nn
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
-FINITE = torch.finfo(torch.float32).max
 
-
-def in_halves(images: Tensor, *, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
-    """Images (n, 2 · channels, …): as bfloat16 has them, then what that leaves; together they have sixteen digits."""
+def in_halves(images: Tensor, *, memory_format: torch.memory_format) -> Tensor:
+    """Images (n, 2 · channels, …), bfloat16: rounded, then what that leaves; together they have sixteen digits."""
     shape = (images.shape[0], 2 * images.shape[1], *images.shape[2:])
-    halves = torch.empty(shape, dtype=dtype, device=images.device, memory_format=memory_format)
-    coarse, fine = halves.chunk(2, 1)
-    coarse.copy_(images.to(torch.bfloat16))
-    fine.copy_(images - coarse)
+    halves = torch.empty(shape, dtype=torch.bfloat16, device=images.device, memory_format=memory_format)
+    put_halves(images, halves)
     return halves
+
+
+def put_halves(images: Tensor, halves: Tensor) -> None:
+    """`halves` (n, 2 · channels, …) are those of `images` now."""
+    coarse, fine = halves.chunk(2, 1)
+    coarse.copy_(images)
+    fine.copy_(images - coarse)
 
 
 def widened(part: nn.Module) -> nn.Module:
@@ -43,11 +46,10 @@ def with_each_bias(part: nn.Module, make: Callable[[nn.Conv2d | nn.Conv3d, Tenso
     return part
 
 
-class BiasApart(nn.Module):
-    """A convolution and its bias, in two steps: what backends that round biases are given instead.
+class BiasInSums(nn.Module):
+    """A convolution and its bias for torch on a CPU with bfloat16: the bias joins the sums before they are rounded.
 
-    OpenVINO rounds the bias of a convolution to bfloat16, and takes an addition right behind one for its bias. The
-    bound between them, beyond any number, keeps them apart; it fuses both all the same, in float32.
+    `nn.Conv2d` would want the bias in bfloat16 as well.
     """
 
     def __init__(self, convolution: nn.Conv2d | nn.Conv3d, bias: Tensor) -> None:
@@ -55,18 +57,6 @@ class BiasApart(nn.Module):
         self.offset = nn.Parameter(bias.detach(), requires_grad=False)
         convolution.bias = None
         self.convolution = convolution
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """As the convolution."""
-        sums: Tensor = self.convolution(maps)
-        return sums.clamp(-FINITE, FINITE) + self.offset.reshape(-1, *(1,) * (maps.ndim - 2))
-
-
-class BiasInSums(BiasApart):
-    """The same for torch on a CPU with bfloat16, in one step: the bias joins the float32 sums before they are rounded.
-
-    `nn.Conv2d` would want the bias in bfloat16 as well.
-    """
 
     def forward(self, maps: Tensor) -> Tensor:
         """As the convolution, in bfloat16."""

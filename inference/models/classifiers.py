@@ -85,6 +85,7 @@ class Classifier(ScanModel):
         if config.trunk not in TRUNKS:
             raise ValueError(f"unknown trunk {config.trunk!r}; known are {', '.join(TRUNKS)}")
         make, maps = TRUNKS[config.trunk]
+        self.config = config
         self.size = config.size
         self.labels = config.labels
         self.descriptor_size = 2 * maps

@@ -235,6 +235,11 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, cache: Pa
         (replace(good, recipe="gpt"), "no recipe 'gpt'"),
         (replace(good, values={"speed": 1}), "--set: no speed"),
         (replace(good, values={"epochs": "many"}), "--set epochs: 'many'"),
+        (replace(good, values={"epochs": 1.5}), "--set epochs: 1.5"),
+        (replace(good, values={"epochs": [1]}), r"--set epochs: \[1\]"),
+        (replace(good, recipe="bleeding", architecture={}, values={"sizes": 64}), "--set sizes: 64"),
+        (replace(good, recipe="bleeding", architecture={}, values={"sizes": []}), r"--set sizes: \[\]"),
+        (replace(good, recipe="bleeding", architecture={}, values={"sizes": [64, 1.5]}), r"--set sizes: \[64, 1.5\]"),
         (replace(good, architecture={"growth": "big"}), "--architecture"),
     ):
         with pytest.raises(TrainingError, match=said):

@@ -17,17 +17,20 @@ from training.__main__ import app
 from training.errors import TrainingError
 from training.recipes import RECIPES
 
-HEADS = "phantom:count=6,first=1,presets=easy,sizes=64,thicknesses=16"
+HEADS = "phantom:count=6,first=18,presets=easy,sizes=64,thicknesses=16"
 DENSE = {"growth": 3, "layers": 2, "stem": 4, "hidden": 4, "size": 32}
 RESNET = {"trunk": "resnet18", "size": 32}
-TINY: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
+KINDS = {"sizes": [32, 48], "batch": 8, "rate": 1e-3}
+TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hemonode": (RESNET | {"hidden": 4}, {"batch": 4, "views": 1, "tail_epochs": 2, "tail_batch": 2}),
     "radnet": (DENSE, {"slices": 4}),
     "densenet_a": (DENSE, {"slices": 4}),
     "densenet": (DENSE, {"slices": 4}),
     "cnn_lstm": (RESNET | {"hidden": 4}, {"studies": 2, "slices": 4}),
-    "adjacent": (RESNET, {"blocks": 2, "fusion_epochs": 1, "fusion_batch": 8}),
+    "adjacent": (RESNET, {"blocks": 2, "folds": 2, "fusion_epochs": 1, "fusion_batch": 8}),
     "resnet_2d": (RESNET, {"batch": 8}),
+    "bleeding": (RESNET | {"size": 48}, KINDS | {"rate": 0.0, "finder_steps": 12}),
+    "subtypes": (RESNET | {"size": 48}, KINDS),
     "resnet_3d": ({"size": 16, "depth": 8}, {}),
     "resnet_3d_five": ({"size": 16, "depth": 5, "per_slice": True}, {"batch": 4}),
 }
@@ -47,7 +50,7 @@ def train(name: str, out: Path, cache: Path, *more: str) -> str:
     line = ["train", name, "--data", HEADS, "--out", str(out), "--cache", str(cache), "--split", "0.5,0.25,0.25"]
     line += ["--architecture", json.dumps(architecture), "--workers", "1", "--threads", "1", "--validate-every", "2"]
     for key, value in ({"epochs": 1} | values).items():
-        line += ["--set", f"{key}={value}"]
+        line += ["--set", f"{key}={json.dumps(value)}"]
     done = CliRunner().invoke(app, [*line, *more], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -82,6 +85,30 @@ def test_imagenets_weights_are_where_a_training_begins_and_the_card_says_so(tmp_
     assert card.provenance.recipe.endswith("random weights in classify")
     started = json.loads((tmp_path / "run" / "dataset.json").read_text())["start"]
     assert started.startswith("resnet18.pth")
+
+
+def test_the_subtypes_may_begin_with_the_trunk_of_bleed_or_not(tmp_path: Path, cache: Path) -> None:
+    train("bleeding", tmp_path / "bleeding", cache)
+    train(
+        "subtypes", tmp_path / "subtypes", cache, "--start-from", str(tmp_path / "bleeding/model/weights.safetensors")
+    )  # fmt: skip
+    before, after = (cards.load(tmp_path / name / "model") for name in ("bleeding", "subtypes"))
+    assert torch.equal(before[1]["trunk.conv1.weight"], after[1]["trunk.conv1.weight"]), "it was frozen"
+    assert not torch.equal(before[1]["trunk.bn1.running_mean"], after[1]["trunk.bn1.running_mean"]), "it lives"
+    assert before[0].figures["learning_rates_found"].keys() == {"whole"}
+    assert (tmp_path / "bleeding" / "finder-whole.png").read_bytes().startswith(b"\x89PNG")
+    card = after[0]
+    assert card.provenance.recipe.endswith("random weights in classify")
+    assert card.bleeding_only
+    assert card.intended_use.startswith("Trained on slices that bleed only")
+    assert len(card.preprocessing.quantiles) > 10
+    assert card.preprocessing.blank_below == 0.02
+    slices = card.figures["test"]["all"]["slices"]
+    assert slices["cases"] < before[0].figures["test"]["all"]["slices"]["cases"]
+    assert "found_by_subtype" not in card.figures["test"]["all"]
+    line = ["evaluate", str(tmp_path / "subtypes/model"), "--data", HEADS.replace("first=1", "first=900")]
+    judged = CliRunner().invoke(app, [*line, "--cache", str(cache), "--workers", "1"], catch_exceptions=False)
+    assert 0 < json.loads(judged.stdout)["all"]["slices"]["cases"] < 6 * 10
 
 
 def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path, cache: Path) -> None:

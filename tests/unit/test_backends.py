@@ -27,11 +27,12 @@ from inference.backends.eager import eager
 from inference.backends.graphs import Graph
 from inference.backends.openvino import OpenVino
 from inference.backends.pieces import InPieces
-from inference.device import Processor, one_thread, usable_threads
+from inference.device import Processor, usable_threads
 from inference.engine import Engine, LoadedModel
 from inference.models import FAMILIES, ScanModel
 from inference.neighbours import windows
 from inference.result import ModelReading
+from inference.threads import one_thread
 from tests.every_family import EVERY, head, network_of
 from tests.small_scan import images, places, read
 
@@ -138,6 +139,34 @@ def test_compiled_by_torch_a_network_gives_the_same_numbers(bf16: bool) -> None:
 def test_openvino_in_full_precision_gives_torchs_numbers(family: str) -> None:
     found = scores_of(read(engine_with(family, backend="openvino"), head()))
     np.testing.assert_allclose(found.values, encoded_as_it_arrives(family).values, atol=1e-4, rtol=0)
+
+
+class Residual(nn.Module):
+    """Convolutions with and without a shortcut; what comes out is what bfloat16 would round away of their biases."""
+
+    def __init__(self, fine: float) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(1, 1, 1, bias=False)
+        self.alone, self.before, self.beside = (nn.Conv2d(1, 1, 1) for _ in range(3))
+        with torch.no_grad():
+            self.entry.weight.fill_(1.0)
+            for layer in (self.alone, self.before, self.beside):
+                layer.weight.fill_(-1.0)
+                assert layer.bias is not None
+                layer.bias.fill_(1.0 + fine)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.entry(images)
+        alone = torch.relu(self.alone(maps))
+        added = torch.relu(self.before(maps) + self.beside(maps))
+        return torch.cat((alone, added), 1).mean((2, 3))
+
+
+@needs_openvino
+def test_openvino_rounds_no_bias_with_and_without_a_shortcut() -> None:
+    fine = 2.0**-9  # half a digit behind the last of 1 in bfloat16
+    run = OpenVino(Residual(fine).eval(), shape=(1, 64, 64), bf16=True)
+    torch.testing.assert_close(run(torch.ones(2, 1, 64, 64)), torch.tensor([[fine, 2 * fine]] * 2))
 
 
 @needs_openvino

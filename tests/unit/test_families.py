@@ -12,11 +12,11 @@ import torch
 
 from inference.card import ModelCard, load, save
 from inference.decision import ScanRule
-from inference.device import one_thread
 from inference.models import build
 from inference.models.catalogue import PUBLISHED, Published
 from inference.preprocess import Preprocessing, equalising_quantiles
 from inference.result import ANY, LABELS, SUBTYPES
+from inference.threads import one_thread
 from tests import small_scan
 from training.sources.phantom import EASY, make_study
 

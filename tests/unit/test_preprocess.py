@@ -1,6 +1,7 @@
 """Hounsfield units become the images the papers describe, slice by slice."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from inference.preprocess import (
     Preprocessing,
     brain_fraction,
     equalising_quantiles,
+    image_places,
     prepare,
     resample_masks,
 )
+from inference.resampling import Cut, Resampling
+from inference.threads import in_threads
 
 
 def slices(*, count: int = 2, rows: int = 64, columns: int = 64, seed: int = 0) -> Tensor:
@@ -152,6 +156,74 @@ def test_resampling_agrees_with_torch_antialiased_interpolation() -> None:
         ((hu[:, None].float()) / 80).clamp(0, 1), size=(24, 24), mode="bilinear", antialias=True, align_corners=False
     )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("spacing", [(0.31, 0.31), (0.426661, 0.426661), (0.5, 0.4), (0.98, 0.98), (1.7, 1.7)])
+@pytest.mark.parametrize("shape", [(512, 512), (300, 430)])
+def test_any_ratio_has_the_numbers_of_torch_also_where_the_slice_ends(
+    shape: tuple[int, int], spacing: tuple[float, float]
+) -> None:
+    """Slices are cut out, or stand on air, and are scaled down or up: networks were trained with torch's numbers."""
+    hu = slices(count=1, rows=shape[0], columns=shape[1])
+    size = 250
+    ours = prepare(hu, pixel_spacing=[spacing], preprocessing=Preprocessing(windows=(BRAIN,), size=size, pixel_mm=1.0))
+    (place,) = image_places(
+        hu, pixel_spacing=[spacing], preprocessing=Preprocessing(windows=(BRAIN,), size=size, pixel_mm=1.0)
+    )
+    top, left = (int(corner) for corner in place.corner)
+    rows, columns = (math.ceil(extent - 1e-6) for extent in place.extent)
+    canvas = functional.pad(
+        (hu[:, None].float() / 80).clamp(0, 1), (-left, left + columns - shape[1], -top, top + rows - shape[0])
+    )
+    theirs = functional.interpolate(
+        canvas,
+        scale_factor=tuple((1 + 1e-9) * s for s in spacing),
+        mode="bilinear",
+        antialias=True,
+        recompute_scale_factor=False,
+    )[:, :, :size, :size]
+    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("corner", [(70, -9), (-40, 3), (0, 64), (-90, 99)])
+@pytest.mark.parametrize("step", [(0.5, 2.0), (1.0, 1.0)])
+def test_what_lies_wholly_outside_of_the_slice_is_air(corner: tuple[int, int], step: tuple[float, float]) -> None:
+    resampling = Resampling.of(Cut(corner, step), shape=(64, 64), size=16, device=torch.device("cpu"))
+    pixels = torch.ones(64, 1, 1, 64)[resampling.rows, :, :, resampling.columns]
+    assert resampling(pixels).tolist() == torch.zeros(16, 1, 1, 16).tolist()
+
+
+def test_the_number_of_threads_changes_no_number() -> None:
+    hu = slices(count=5, rows=300, columns=300)
+    made = {}
+    for threads in (1, 3):
+        usual = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            made[threads] = prepare(hu, pixel_spacing=[(0.6, 0.6)] * 5, preprocessing=Preprocessing.soft_windows())
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(usual)
+    assert torch.equal(made[1], made[3])
+
+
+def test_what_goes_wrong_in_a_thread_is_raised_and_the_other_pieces_are_done() -> None:
+    done = []
+
+    def work(piece: int) -> None:
+        if piece == 1:
+            raise MemoryError("no room for the second")
+        done.append((piece, torch.is_inference_mode_enabled()))
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with torch.inference_mode(), pytest.raises(MemoryError, match="second"):
+            in_threads(work, range(4))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(usual)
+    assert sorted(done) == [(0, True), (2, True), (3, True)]
 
 
 def test_a_slice_that_is_not_square_is_padded_and_not_distorted() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from inference.models import FAMILIES, Adjacent, ScanModel
 from inference.result import LABELS
 from tests.square_scans import square_scans
 from training.dataset import Scan
-from training.loop import Progress, Run
+from training.folds import patient_folds
+from training.loop import Keep, Progress, Run
 from training.losses import weighted_log_loss
 from training.recipes import RECIPES, adjacent, resnet_3d
 from training.stages import describe
@@ -33,12 +36,14 @@ class Small:
     values: dict[str, Any]
     channels: int = 3
     slices: int = 7
+    kinds: bool = False
+    """Whether the squares of the last scan are of another kind, rather than none"""
 
     @property
     def scans(self) -> list[Scan]:
         """Two scans, one with a square in some of its slices."""
         scans = square_scans(2, channels=self.channels, slices=self.slices, side=self.architecture["size"])
-        return mixed(scans)
+        return of_two_kinds(scans) if self.kinds else mixed(scans)
 
 
 DENSE = {"growth": 4, "layers": 2, "stem": 6, "dropout": 0.0, "hidden": 8, "size": 32}
@@ -64,12 +69,21 @@ SMALL = {
         architecture=RESNET,
         values=STILL
         | {"cutmix_alpha": 0.0, "crop": 0.0, "noise": 0.0, "distortion": 0.0, "epochs": 12, "blocks": 2}
-        | {"fusion_epochs": 60, "fusion_batch": 14, "fusion_rate": 0.01},
+        | {"folds": 1, "fusion_epochs": 60, "fusion_batch": 14, "fusion_rate": 0.01},
     ),
     "resnet_2d": Small(
         architecture=RESNET | {"dropout": 0.0},
         values=STILL
         | {"epochs": 12, "rate": 1e-3, "batch": 14, "scale": 0.0, "shift": 0.0, "contrast": 0.0, "brightness": 0.0},
+    ),
+    "bleeding": Small(
+        architecture=RESNET | {"dropout": 0.0},
+        values=STILL | {"blur": 0.0, "sizes": [32], "epochs": 20, "batch": 14, "finder_steps": 40},
+    ),
+    "subtypes": Small(
+        architecture=RESNET | {"dropout": 0.0},
+        values=STILL | {"blur": 0.0, "sizes": [32], "epochs": 30, "batch": 14, "rate": 0.01},
+        kinds=True,
     ),
     "resnet_3d": Small(architecture={"size": 16, "depth": 8, "dropout": 0.0}, values={"epochs": 8}, channels=1),
     "resnet_3d_five": Small(
@@ -124,6 +138,14 @@ def mixed(scans: list[Scan]) -> list[Scan]:
     return [*scans[:-1], replace(last, labels=none, study_labels=none.max(0), opened=lambda: arrays)]
 
 
+def of_two_kinds(scans: list[Scan]) -> list[Scan]:
+    """The scans, the squares of the last one epidural and brighter by half."""
+    last = scans[-1]
+    labels = last.labels[:, [0, 1, 2, 3, 5, 4]]
+    arrays = dict(last.opened()) | {"images": np.where(last.images > 0.7, 1.5, 1).astype(np.float16) * last.images}
+    return [*scans[:-1], replace(last, labels=labels, study_labels=labels.max(0), opened=lambda: arrays)]
+
+
 def test_the_papers_values_are_the_defaults() -> None:
     said: dict[str, dict[str, Any]] = {
         "radnet": {"epochs": 60, "momentum": 0.9},
@@ -132,6 +154,8 @@ def test_the_papers_values_are_the_defaults() -> None:
         "resnet_2d": {"epochs": 6, "rate": 1e-5, "batch": 32},
         "resnet_3d": {"epochs": 5, "rate": 3e-4},
         "resnet_3d_five": {"epochs": 5, "rate": 3e-4, "batch": 16},
+        "bleeding": {"sizes": [64, 128, 256], "epochs": 5, "rotation": 15.0, "decay": 0.01, "positive": 0.5},
+        "subtypes": {"sizes": [64, 128, 256], "epochs": 5, "rotation": 15.0, "decay": 0.01, "positive": 1.0},
     }
     for name, values in said.items():
         assert RECIPES[name].values().to_json().items() >= values.items()
@@ -152,6 +176,47 @@ def test_the_fusion_stage_leaves_the_descriptors_alone_and_counts_on() -> None:
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in changed} == {"fuse", "classify"}
     assert [(now.step, now.judged) for now in reports] == [(1, False), (2, True), (3, True), (4, True)]
+
+
+def test_stage_two_learns_from_descriptors_of_patients_that_the_describing_network_does_not_know() -> None:
+    model, values, _ = made("adjacent", epochs=1, folds=2)
+    assert isinstance(model, Adjacent)
+    scans = square_scans(4, channels=3, slices=7)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    described, done = adjacent.describe_left_out(model, scans, recipe=values, run=Run(seed=0))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [one.scan for one in described] == scans
+    assert done == 2, "one step for each half of the patients"
+    fold = patient_folds(scans, count=2, seed=0)[0]
+    alone = copy.deepcopy(model)
+    adjacent.train_descriptors(alone, fold.learn, recipe=values, run=Run(seed=0))
+    for one in describe(alone, fold.left_out):
+        found = next(other for other in described if other.scan is one.scan)
+        assert torch.equal(one.descriptors, found.descriptors)
+
+
+def test_a_run_killed_in_any_fold_or_stage_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    scans = square_scans(4, channels=3, slices=7)
+
+    def run(folder: str, *, until: int = 99) -> tuple[ScanModel, int]:
+        model, values, _ = made("adjacent", epochs=1, folds=2, fusion_epochs=1)
+
+        def killed(now: Progress) -> None:
+            if now.step == until:
+                raise KeyboardInterrupt
+
+        keep = Keep(path=tmp_path / folder / "checkpoint.safetensors", every=1)
+        steps = adjacent.train(model, scans, recipe=values, run=Run(seed=0, keep=keep, report=killed, report_every=1))
+        return model, steps
+
+    whole, steps = run("whole")
+    assert steps == 6
+    for until in (2, 3, 6):
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", until=until)
+    again, counted = run("killed")
+    assert counted == steps
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_the_blocks_of_the_fusion_stage_are_those_the_network_reads() -> None:

@@ -21,6 +21,7 @@ from training.judging.points import SPECIFICITIES, reliability_table, sensitivit
 from training.judging.readers import readers
 from training.judging.scans import Judged, by_card, digest, judged, paired
 from training.judging.waiting import Site, simulate
+from training.losses import weight_of_any
 from training.metrics import log_loss, prior_log_loss
 from training.reading import Read
 
@@ -106,8 +107,8 @@ def slices(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:
     prior = np.array([card.figures.get("prior", {}).get(label, HALF) for label in card.labels])
     return {
         "cases": len(truth),
-        "weighted_log_loss": log_loss(scores, truth),
-        "weighted_log_loss_of_prior": prior_log_loss(truth, prior),
+        "weighted_log_loss": log_loss(scores, truth, any_weight=weight_of_any(card.labels)),
+        "weighted_log_loss_of_prior": prior_log_loss(truth, prior, any_weight=weight_of_any(card.labels)),
         "multilabel": multilabel(scores >= HALF, truth == 1, any_first=_any_first(card.labels)).to_json(),
         "labels": {
             label: _ranking(scores[:, i], truth[:, i] == 1, list(owners), times=200)

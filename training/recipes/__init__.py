@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.recipe import Recipe
-from training.recipes import adjacent, cnn_lstm, hemonode, radnet, resnet_2d, resnet_3d
+from training.recipes import adjacent, cnn_lstm, hemonode, radnet, resnet_2d, resnet_3d, subtypes
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -14,6 +14,7 @@ RECIPES: dict[str, Recipe] = {
         adjacent.RECIPE,
         resnet_2d.RECIPE,
         *resnet_3d.RECIPES,
+        *subtypes.RECIPES,
     )
 }
 """What `hemonode train` knows by name. Adding a recipe is adding its module."""

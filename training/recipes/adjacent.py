@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from inference.result import LABELS, Json
 from training.augment import Ranges, cutmix
 from training.course import SEEDS, Course, follow, named, sampled
 from training.dataset import Batch, Sampling, Scan
+from training.folds import Fold, out_of_fold
 from training.loop import Budget, Run, fit
 from training.losses import weighted_log_loss
 from training.recipe import Recipe
@@ -52,6 +55,9 @@ class AdjacentRecipe(Json):
     """† largest standard deviation, in normalised units"""
     positive: float = 0.5
     """† share of the blocks around a positive slice"""
+    folds: int = 5
+    """† of patients: stage 2 learns from descriptors by networks that do not know the patient, for which stage 1 costs
+    so many times as much; 1: from descriptors by the one network of stage 1, of slices that it has learnt"""
     fusion_epochs: int = 10
     """†"""
     fusion_rate: float = 1e-3
@@ -73,6 +79,8 @@ class AdjacentRecipe(Json):
         )
 
 
+log = logging.getLogger(__name__)
+
 STAGE_1_SHARE = 0.95
 """Of the minutes, where they end the run."""
 
@@ -87,13 +95,49 @@ def loss(model: Adjacent, batch: Batch, recipe: AdjacentRecipe, *, generator: to
 
 def train(model: Adjacent, scans: Sequence[Scan], *, recipe: AdjacentRecipe, run: Run) -> int:
     """Train both stages of `model` on `scans` and return the number of steps."""
-    done = train_descriptors(model, scans, recipe=recipe, run=run)
-    described = describe(model, scans)
-    return done + train_fusion(model, described, recipe=recipe, run=run, done=done)
+    if recipe.folds == 1:
+        done = train_descriptors(model, scans, recipe=recipe, run=run)
+        described = describe(model, scans)
+    else:
+        described, done = describe_left_out(model, scans, recipe=recipe, run=run)
+        done = train_descriptors(model, scans, recipe=recipe, run=run, done=done)
+    return train_fusion(model, described, recipe=recipe, run=run, done=done)
 
 
-def train_descriptors(model: Adjacent, scans: Sequence[Scan], *, recipe: AdjacentRecipe, run: Run) -> int:
-    """Stage 1: trunk and descriptors. The fusion network says nothing yet, so nothing is validated."""
+def describe_left_out(
+    model: Adjacent, scans: Sequence[Scan], *, recipe: AdjacentRecipe, run: Run
+) -> tuple[list[Described], int]:
+    """Every scan described by a network of stage 1 that has not learnt from its patient; and the steps that took.
+
+    Each of these networks begins as `model` does, which is left as it is, and has a checkpoint of its own.
+    """
+    done = 0
+
+    def trained(fold: Fold) -> Adjacent:
+        nonlocal done
+        log.info(
+            "stage 1 on %d scans, to describe %d others (fold %d)", len(fold.learn), len(fold.left_out), fold.number
+        )
+        other = copy.deepcopy(model)
+        done = train_descriptors(other, fold.learn, recipe=recipe, run=run, name=f"fold{fold.number}", done=done)
+        return other
+
+    return out_of_fold(scans, count=recipe.folds, seed=run.seed, trained=trained), done
+
+
+def train_descriptors(
+    model: Adjacent,
+    scans: Sequence[Scan],
+    *,
+    recipe: AdjacentRecipe,
+    run: Run,
+    name: str = "descriptors",
+    done: int = 0,
+) -> int:
+    """Stage 1: trunk and descriptors. The fusion network says nothing yet, so nothing is validated.
+
+    Returns the steps so far, with those `done` before.
+    """
     sampling = Sampling(
         runs=recipe.blocks,
         slices=BLOCK,
@@ -109,8 +153,9 @@ def train_descriptors(model: Adjacent, scans: Sequence[Scan], *, recipe: Adjacen
         slices=recipe.blocks * BLOCK,
         schedule=warmup_cosine(recipe.warmup),
         accumulate=recipe.accumulate,
-        name="descriptors",
-        share=STAGE_1_SHARE,
+        name=name,
+        share=STAGE_1_SHARE / (1 if recipe.folds == 1 else recipe.folds + 1),
+        done=done,
     )
     return follow(
         course,
@@ -126,7 +171,10 @@ def train_descriptors(model: Adjacent, scans: Sequence[Scan], *, recipe: Adjacen
 def train_fusion(
     model: Adjacent, described: Sequence[Described], *, recipe: AdjacentRecipe, run: Run, done: int = 0
 ) -> int:
-    """Stage 2: the fusion network on the descriptors of all slices, a slice and its six neighbours at a time."""
+    """Stage 2: the fusion network on the descriptors of all slices, a slice and its six neighbours at a time.
+
+    Returns the steps so far, with those `done` before.
+    """
     blocks, labels = (part.to(run.device) for part in neighbourhoods(described))
     stage = nn.ModuleList([model.fuse, model.classify])
 
@@ -138,7 +186,7 @@ def train_fusion(
     course = Course(
         epochs=recipe.fusion_epochs, slices=recipe.fusion_batch, schedule=cosine, accumulate=recipe.accumulate
     )
-    return fit(
+    return done + fit(
         stage,
         torch.optim.Adam(stage.parameters(), lr=recipe.fusion_rate),
         loss_at,

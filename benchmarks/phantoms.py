@@ -1,0 +1,227 @@
+"""The papers' comparisons remade on phantoms, with seeds and intervals; and our own network beside theirs.
+
+``python -m benchmarks.phantoms run --work runs/ladder`` trains and tests what `docs/results/phantoms.json` lacks, one
+contender and seed after the other, and adds it there: it may be stopped at any time and continued on another day.
+``python -m benchmarks.phantoms table`` makes `docs/results/phantoms.md` of it.
+
+All learn from the same heads, see each of their slices equally often (`--epochs`), and are judged on the same other
+heads, by the last state of their training. Nothing here says anything about patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.phantoms_contenders import CONTENDERS, Contender
+from benchmarks.phantoms_table import page
+from inference import card as cards
+from inference.card import ModelCard
+from inference.models import build
+from inference.result import LABELS
+from training import run as running
+from training.cache import VolumeCache
+from training.dataset import prepare_all
+from training.judging.scans import key_of
+from training.loop import keep_memory
+from training.losses import ANY_WEIGHT
+from training.metrics import CLIP, auc, prior_log_loss
+from training.reading import Read, read, scan_scores
+from training.sources.named import open_source
+from training.stages import describe
+
+RESULTS = Path("docs/results/phantoms.json")
+PAGE = RESULTS.with_suffix(".md")
+POPULATION = "presets=real,sizes=256,thicknesses=5"
+LEARNT_FROM, JUDGED_ON = 100_000, 200_000
+"""Seeds of the first head of either side."""
+SHARES = (0.87, 0.13)
+NEVER = 1_000_000
+CACHE_GB = 200
+FIRST_STAGE = "checkpoint-trunk*.safetensors"
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run contenders or write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.phantoms", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and test what is lacking")
+    run.add_argument("--work", type=Path, required=True, help="folder for heads and runs")
+    run.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--heads", type=int, default=460, help="to learn from; 13 %% of them validate")
+    run.add_argument("--test", type=int, default=200, help="heads to be judged on")
+    run.add_argument("--epochs", type=int, default=4)
+    run.add_argument("--side", type=int, default=128, help="pixels")
+    for command in (run, commands.add_parser("table", help="write the page")):
+        command.add_argument("--results", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    if asked.command == "run":
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        keep_memory()
+        run_all(asked)
+    asked.results.with_suffix(".md").write_text(page(_stored(asked.results)))
+
+
+def run_all(asked: argparse.Namespace) -> None:
+    """Every contender with every seed is among the results."""
+    scale = {name: getattr(asked, name) for name in ("heads", "test", "epochs", "side")}
+    stored = _stored(asked.results)
+    if stored["scale"] not in ({}, scale):
+        raise SystemExit(f"{asked.results} holds runs of {stored['scale']}; take another --results for {scale}")
+    for seed in asked.seeds:
+        for name in asked.contenders:
+            if any(run["contender"] == name and run["seed"] == seed for run in stored["runs"]):
+                continue
+            log.info("%s, seed %d", name, seed)
+            found = run_one(name, seed=seed, asked=asked)
+            stored = _stored(asked.results)
+            stored["scale"] = scale
+            stored["test"] = found.pop("test")
+            stored["runs"].append(found)
+            _store(asked.results, stored)
+            log.info("%s, seed %d: AUC of any per slice %.3f", name, seed, found["slice_auc"] or np.nan)
+
+
+def run_one(name: str, *, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """The contender trained with this seed, and what it says of the test heads, as plain JSON values."""
+    contender = CONTENDERS[name]
+    spent = time.process_time()
+    if contender.weights_of:
+        out, changed = asked.work / f"{contender.weights_of}-{seed}", contender.architecture
+    else:
+        out, changed = asked.work / f"{name}-{seed}", {}
+        _train(contender, out, seed=seed, asked=asked)
+    spent = time.process_time() - spent
+    card, state = cards.load(out / "model")
+    card = replace(card, architecture=card.architecture | changed)
+    model = build(card)
+    model.load_state_dict(state)
+    scans = prepare_all(
+        open_source(_heads(JUDGED_ON, asked.test), index=asked.work / "cache" / "index"),
+        cache=VolumeCache(asked.work / "cache" / "volumes", limit=int(CACHE_GB * 1e9)),
+        preprocessing=card.preprocessing,
+        workers=2,
+    )
+    readings = read(model, describe(model, scans))
+    return {
+        "contender": name,
+        "seed": seed,
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{torch.get_num_threads()} threads of {_processor()}, torch {torch.__version__}",
+        "cpu_minutes": round(spent / 60, 2),
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "recipe": card.provenance.recipe,
+        **judged(card, readings),
+        "test": {key_of(one.scan)[1]: one.scan.study_labels.tolist() for one in readings},
+    }
+
+
+def _train(contender: Contender, out: Path, *, seed: int, asked: argparse.Namespace) -> None:
+    """The contender's weights lie in ``out / "model"``."""
+    if contender.first_stage_of:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (asked.work / f"{contender.first_stage_of}-{seed}").glob(FIRST_STAGE):
+            shutil.copy(path, out)
+    running.train(
+        running.Asked(
+            recipe=contender.recipe,
+            data=(_heads(LEARNT_FROM, asked.heads),),
+            test=(_heads(JUDGED_ON, asked.test),),
+            out=out,
+            cache=asked.work / "cache",
+            cache_gb=CACHE_GB,
+            seed=seed,
+            shares=SHARES,
+            values={"epochs": asked.epochs} | contender.values,
+            architecture={"size": asked.side} | contender.architecture,
+            validate_every=NEVER,
+        )
+    )
+
+
+def judged(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:
+    """What tables are made of: for each scan the score of *any* and the sums of its slices' losses."""
+    scores = scan_scores(readings, label=0, rule=card.rule)
+    losses: dict[str, list[float]] = {}
+    everything: NDArray[np.float64] = np.empty(0)
+    truth: NDArray[np.float64] = np.empty(0)
+    for one in readings:
+        if len(one.scores) == len(one.scan.labels) > 1:
+            everything = np.append(everything, one.scores[:, 0])
+            truth = np.append(truth, one.scan.labels[:, 0])
+            losses[one.scan.facts.study_uid] = _losses(one, list(card.labels))
+    return {
+        "labels": len(card.labels),
+        "rule": card.rule.to_json(),
+        "scans": {one.scan.facts.study_uid: round(float(s), 5) for one, s in zip(readings, scores, strict=True)},
+        "losses": losses,
+        "slice_auc": auc(everything, truth) if len(truth) else None,
+        "prior_losses": _prior_losses(card, readings) if losses else None,
+    }
+
+
+def _prior_losses(card: ModelCard, readings: Sequence[Read]) -> list[float]:
+    """The losses of a slice, for *any* and for all labels, if every slice got the labels' shares in training."""
+    prior = np.array([card.figures["prior"][label] for label in card.labels])
+    found = np.concatenate([one.scan.labels for one in readings])[:, [LABELS.index(label) for label in card.labels]]
+    return [prior_log_loss(found[:, :1], prior[:1]), prior_log_loss(found, prior)]
+
+
+def _losses(one: Read, labels: list[str]) -> list[float]:
+    """Slices, the sum of their losses for *any*, and of all labels weighted as the metric does."""
+    p = np.clip(one.scores, CLIP, 1 - CLIP)
+    y = one.scan.labels[:, [LABELS.index(label) for label in labels]]
+    losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    weights = np.ones(len(labels))
+    weights[0] = ANY_WEIGHT if len(labels) > 1 else 1
+    return [len(y), round(float(losses[:, 0].sum()), 4), round(float((losses @ weights).sum() / weights.sum()), 4)]
+
+
+def _heads(first: int, count: int) -> str:
+    return f"phantom:count={count},first={first},{POPULATION}"
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"scale": {}, "test": {}, "runs": []}
+    return found
+
+
+def _store(path: Path, stored: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(stored, separators=(",", ":")) + "\n")
+    partial.rename(path)
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+@cache
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

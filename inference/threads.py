@@ -1,0 +1,47 @@
+"""Torch's own threads, where they are in the way: work too small for them, and work in many small steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread: for work so small that waiting for the others to wake up would take longer."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def in_threads(work: Callable[[T], None], pieces: Sequence[T]) -> None:
+    """`work` is done for every piece, several pieces at a time, each by one thread from beginning to end.
+
+    For work in many short steps: with each step parted among threads, they would wait for one another after each, on a
+    busy machine for longer than they work. What `work` raises is raised here, after the other threads are done.
+    """
+    count = min(torch.get_num_threads(), len(pieces))
+    inference = torch.is_inference_mode_enabled()
+
+    def share(number: int) -> None:
+        with torch.inference_mode(inference):
+            for piece in pieces[number::count]:
+                work(piece)
+
+    if count < 2:
+        share(0)
+        return
+    with one_thread(), ThreadPoolExecutor(count - 1, thread_name_prefix="prepare") as others:
+        shares = [others.submit(share, number) for number in range(1, count)]
+        share(0)
+        for done in shares:
+            done.result()
