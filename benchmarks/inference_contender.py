@@ -30,8 +30,9 @@ from inference.card import ModelCard
 from inference.combination import Combination
 from inference.decoding import Stored
 from inference.device import Processor, keep_freed_memory, processors, usable_threads
-from inference.engine import Engine, LoadedModel
+from inference.engine import Engine, LoadedModel, Rows
 from inference.models import ScanModel, build
+from inference.neighbours import windows
 from inference.place import place_of
 from inference.preprocess import prepare
 from inference.result import Completeness
@@ -112,8 +113,11 @@ class Ours:
             with self._watch("prepare"):
                 rows.append(self.engine.encode(slices)[self._model.name])
             places += [place_of(s) for s in slices]
+        encoded = {self._model.name: np.concatenate(rows)}
+        with self._watch("prepare"):
+            encoded = _among(self.engine, encoded)
         with self._watch("decide"):
-            self.engine.decide({self._model.name: np.concatenate(rows)}, places)
+            self.engine.decide(encoded, places)
         seconds = self._watch.seconds
         seconds["prepare"] -= seconds.get("network", 0.0)
         if self._costly_decide:
@@ -144,7 +148,7 @@ class Plain:
     def study(self, paths: Sequence[Path]) -> dict[str, Any]:
         """Seconds by stage for one study."""
         self._watch.seconds.clear()
-        network, rows = self._network, []
+        network, rows, seen = self._network, [], []
         with torch.inference_mode():
             for start in range(0, len(paths), BATCH):
                 with self._watch("decode"):
@@ -156,8 +160,13 @@ class Plain:
                         pixel_spacing=[s.pixel_spacing for s in slices],
                         preprocessing=self._card.preprocessing,
                     )
+                if network.reach:
+                    seen.append(images)
+                    continue
                 with self._watch("network"):
                     rows.append(network.encode(images) if network.costly_decide else self._run(images))
+            with self._watch("network"):
+                rows += [self._run(few) for few in (network.among(torch.cat(seen)).split(BATCH) if seen else ())]
             with self._watch("network" if network.costly_decide else "decide"):
                 self._decide(torch.cat(rows))
         return dict(self._watch.seconds)
@@ -251,6 +260,12 @@ def _best(work: Callable[[], Any], device: str, *, times: int = 12) -> float:
     return min(watch.seconds.values())
 
 
+def _among(engine: Engine, rows: dict[str, Rows]) -> dict[str, Rows]:
+    """Descriptors of one scan given from feet to head, whatever its models see of a slice's neighbours."""
+    among = {name: engine.encode_among(name, list(windows(rows[name], reach))) for name, reach in engine.reach.items()}
+    return rows | among
+
+
 def _placed(slices: Sequence[Slice], first: int) -> list[Slice]:
     """One above the other, 5 mm apart: a long study repeats the files of a short one."""
     return [replace(s, position=(0.0, 0.0, 5.0 * (first + i))) for i, s in enumerate(slices)]
@@ -266,7 +281,7 @@ def throughput(name: str, device: str, batch: int | None, *, paths: Sequence[Pat
     while time.perf_counter() - began < seconds:
         rows = engine.encode(slices * together)[name]
         for i in range(together):
-            engine.decide({name: rows[i * len(slices) : (i + 1) * len(slices)]}, places)
+            engine.decide(_among(engine, {name: rows[i * len(slices) : (i + 1) * len(slices)]}), places)
         count += together
     from_slices = count / (time.perf_counter() - began)
     return {"slices": from_slices, "files": _from_files(engine, paths, seconds=seconds)}

@@ -1,4 +1,4 @@
-"""The networks of ``benchmarks.inference`` at their papers' input sizes, and the work that each of them is."""
+"""The networks of ``benchmarks.inference`` at their papers' input sizes, our own, and the work that each of them is."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from inference.models import build
 from inference.preprocess import Preprocessing
 from inference.result import LABELS
 
+SMALLER = Preprocessing.three_windows(size=256)
 THREE, SOFT, FULL = Preprocessing.three_windows(), Preprocessing.soft_windows(), Preprocessing.full_range()
 EQUALISED = Preprocessing.equalised([float(hu) for hu in range(-1000, 1010, 20)], blank_below=0.0)
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], Preprocessing]] = {
+    "hemonode resnet18": ("hemonode", {}, SMALLER),
+    "hemonode resnet50": ("hemonode", {"trunk": "resnet50", "size": 512}, THREE),
+    "cnn_lstm resnet18": ("cnn_lstm", {"trunk": "resnet18", "hidden": 128, "size": 256}, SMALLER),
     "radnet": ("radnet", {}, Preprocessing.radnet()),
     "cnn_lstm se_resnext50": ("cnn_lstm", {}, THREE),
     "cnn_lstm resnet50": ("cnn_lstm", {"trunk": "resnet50"}, THREE),

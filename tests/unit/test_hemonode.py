@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.square_scans import square_scans
 from training.augment import Ranges, perturb
 from training.average import Averaged
 from training.dataset import Sampler, Sampling, Scan
+from training.folds import patient_folds
 from training.loop import Keep, Progress, Run
 from training.recipes import hemonode
 from training.recipes.hemonode import Helped, HemonodeRecipe, drawn, tail_loss, train_tail, view
@@ -251,6 +253,35 @@ def test_the_first_view_is_what_serving_sees_and_the_others_are_changed_alike_th
     torch.testing.assert_close(rows, rows[:1].expand_as(rows), atol=2e-2, rtol=2e-2)
 
 
+def test_in_folds_every_patient_is_described_by_a_trunk_that_does_not_know_it(tmp_path: Path) -> None:
+    model, beginning, some, learnt = network(), network(), scans(4), []
+    model.load_state_dict(beginning.state_dict())
+    recipe = replace(RECIPE, folds=2, epochs=1)
+    run = Run(seed=0, keep=Keep(path=tmp_path / "checkpoint.safetensors"))
+    for fold in patient_folds(some, count=2, seed=0):
+        learnt.append(copy.deepcopy(beginning))
+        hemonode.train_trunk(learnt[-1], fold.learn, recipe=recipe, run=Run(seed=0))
+    views, steps = hemonode.views_left_out(model, beginning, some, recipe=recipe, run=run, done=10)
+    assert steps == 10 + 2 * (14 // 4)
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-trunk-fold{n}.safetensors" for n in (1, 2)}
+    for number, of in enumerate(views):
+        for fold, other in zip(patient_folds(some, count=2, seed=0), learnt, strict=True):
+            known = [torch.cat(view(one, fold.learn, recipe, number=0, run=run)) for one in (other, model)]
+            to_ours = hemonode.fitted_map(*known)
+            for scan, rows in zip(
+                fold.left_out, view(other, fold.left_out, recipe, number=number, run=run), strict=True
+            ):
+                torch.testing.assert_close(of[some.index(scan)], to_ours(rows))
+
+
+def test_a_map_between_features_is_found_again() -> None:
+    torch.manual_seed(0)
+    before, weights = torch.randn(200, 4), torch.randn(4, 3)
+    after = before @ weights + 5
+    found = hemonode.fitted_map(before, after)(before)
+    torch.testing.assert_close(found.float(), after, atol=0.1, rtol=0.02)
+
+
 SWITCHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"reach": 0}, {}),
     ({"differences": False}, {}),
@@ -261,6 +292,7 @@ SWITCHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"segmentation": 0.0}),
     ({}, {"average": 0.0, "tail_average": 0.0}),
     ({}, {"views": 0}),
+    ({}, {"folds": 3}),
 ]
 
 
@@ -269,7 +301,7 @@ def test_without_any_one_ingredient_it_still_trains(architecture: dict[str, Any]
     model = network(**architecture)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     steps = hemonode.train(model, scans(), recipe=replace(RECIPE, epochs=1, **values), run=Run(seed=0))
-    assert steps == 5 + 4
+    assert steps == (5 + 3 * 3 if values.get("folds") else 5) + 4
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"trunk", "tail"}
     assert all(parameter.requires_grad for parameter in model.parameters())

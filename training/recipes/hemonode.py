@@ -10,7 +10,8 @@ What is judged and kept is the moving average of the weights (Polyak and Juditsk
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from training.augment import Ranges, draw, draw_grid, perturb, warp
 from training.average import Averaged
 from training.course import SEEDS, Course, follow, named, sampled
 from training.dataset import Batch, Sampling, Scan
+from training.folds import patient_folds
 from training.loop import Budget, Run, autocast, fit, without_decay
 from training.losses import attention_loss, weighted_log_loss
 from training.recipe import Recipe
@@ -33,6 +35,8 @@ from training.stages import CHUNK
 
 STAGE_1_SHARE = 0.9
 """Of the minutes, where they end the run."""
+
+RIDGE = 0.01
 
 VIEWS = 7919
 """Apart from one another lie the random numbers of two views of the scans."""
@@ -72,6 +76,9 @@ class HemonodeRecipe(Json):
     """largest standard deviation, in normalised units"""
     views: int = 2
     """descriptors of changed images of each scan, beside those of its own"""
+    folds: int = 1
+    """of patients, each described by a trunk that learnt from the others alone; costs as many trainings again less one,
+    and 1 is none of it"""
     tail_epochs: int = 40
     tail_rate: float = 1e-3
     tail_batch: int = 8
@@ -143,13 +150,52 @@ def _turned(images: Tensor, which: Tensor, reach: int) -> Tensor:
 
 def train(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run: Run) -> int:
     """Train both stages of `model` on `scans` and return the number of steps."""
+    beginning = copy.deepcopy(model) if recipe.folds > 1 else model
     done = train_trunk(model, scans, recipe=recipe, run=run)
-    views = [view(model, scans, recipe, number=number, run=run) for number in range(1 + recipe.views)]
+    if recipe.folds == 1:
+        views = views_of(model, scans, recipe=recipe, run=run)
+    else:
+        views, done = views_left_out(model, beginning, scans, recipe=recipe, run=run, done=done)
     return train_tail(model, scans, views, recipe=recipe, run=run, done=done)
 
 
-def train_trunk(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run: Run) -> int:
-    """Stage 1: trunk and linear classifier. The rest of the tail says nothing yet, so nothing is validated."""
+def views_left_out(
+    model: Hemonode, beginning: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run: Run, done: int
+) -> tuple[list[list[Tensor]], int]:
+    """Views of every scan by a trunk that has not learnt from its patient, and the steps after that.
+
+    Each of these trunks begins as `beginning`, learns as the model's own did, and has a checkpoint of its own. No two
+    trunks have the same features: those of each are brought to the model's by the linear map that does so best on the
+    scans from which both have learnt.
+    """
+    found: list[dict[int, Tensor]] = [{} for _ in range(1 + recipe.views)]
+    for fold in patient_folds(scans, count=recipe.folds, seed=run.seed):
+        other = copy.deepcopy(beginning)
+        done = train_trunk(other, fold.learn, recipe=recipe, run=run, name=f"trunk-fold{fold.number}", done=done)
+        theirs, ours = (view(one, fold.learn, recipe, number=0, run=run) for one in (other, model))
+        to_ours = fitted_map(torch.cat(theirs), torch.cat(ours))
+        for number, of in enumerate(views_of(other, fold.left_out, recipe=recipe, run=run)):
+            found[number] |= {id(scan): to_ours(rows) for scan, rows in zip(fold.left_out, of, strict=True)}
+    return [[of[id(scan)] for scan in scans] for of in found], done
+
+
+def fitted_map(before: Tensor, after: Tensor) -> Callable[[Tensor], Tensor]:
+    """The affine map from rows (n, d) to others (n, e) with the least squares, held small by a hundredth (ridge)."""
+    x, y = before.double(), after.double()
+    middle, target = x.mean(0), y.mean(0)
+    gram = (x - middle).T @ (x - middle)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    weights = torch.linalg.solve(gram, (x - middle).T @ (y - target))
+    return lambda rows: ((rows.double() - middle) @ weights + target).half()
+
+
+def train_trunk(
+    model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run: Run, name: str = "trunk", done: int = 0
+) -> int:
+    """Stage 1: trunk and linear classifier. The rest of the tail says nothing yet, so nothing is validated.
+
+    Returns the steps so far, with those `done` before.
+    """
     sampling = Sampling(
         runs=recipe.batch,
         slices=1,
@@ -168,8 +214,9 @@ def train_trunk(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecip
         slices=recipe.batch,
         schedule=warmup_cosine(recipe.warmup),
         accumulate=recipe.accumulate,
-        name="trunk",
-        share=STAGE_1_SHARE,
+        name=name,
+        share=STAGE_1_SHARE / (1 if recipe.folds == 1 else recipe.folds + 1),
+        done=done,
     )
     done = follow(
         course,
@@ -182,6 +229,11 @@ def train_trunk(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecip
     )
     model.requires_grad_(True)
     return done
+
+
+def views_of(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run: Run) -> list[list[Tensor]]:
+    """Every view of the scans by the model's own trunk."""
+    return [view(model, scans, recipe, number=number, run=run) for number in range(1 + recipe.views)]
 
 
 @torch.inference_mode()
