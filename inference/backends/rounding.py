@@ -23,10 +23,10 @@ def in_halves(images: Tensor, *, memory_format: torch.memory_format) -> Tensor:
 
 
 def put_halves(images: Tensor, halves: Tensor) -> None:
-    """`halves` (n, 2 · channels, …) are those of `images` now."""
+    """`halves` (n, 2 · channels, …), bfloat16 or float32 numbers that are as short, are those of `images` now."""
     coarse, fine = halves.chunk(2, 1)
-    coarse.copy_(images)
-    fine.copy_(images - coarse)
+    coarse.copy_(images.to(torch.bfloat16))
+    torch.sub(images, coarse, out=fine)
 
 
 def widened(part: nn.Module) -> nn.Module:
