@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from inference.card import ModelCard
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
-    "hemonode": lambda architecture: Hemonode(HemonodeConfig.from_json(architecture)),
     "radnet": lambda architecture: RADnet(RadnetConfig.from_json(architecture)),
     "cnn_lstm": lambda architecture: CnnLstm(CnnLstmConfig.from_json(architecture)),
     "adjacent": lambda architecture: Adjacent(AdjacentConfig.from_json(architecture)),
@@ -27,6 +26,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], ScanModel]] = {
     "resnet_3d": lambda architecture: Resnet3d(Resnet3dConfig.from_json(architecture)),
     "classifiers": lambda architecture: Classifier(ClassifierConfig.from_json(architecture)),
     "metadata_forest": lambda architecture: MetadataForest(MetadataForestConfig.from_json(architecture)),
+    "hemonode": lambda architecture: Hemonode(HemonodeConfig.from_json(architecture)),
 }
 """Family → how to make its network from the architecture in a model card. Adding a family is adding a line."""
 

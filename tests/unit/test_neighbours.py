@@ -82,7 +82,9 @@ def one_pass(name: str, slices: Sequence[SmallSlice]) -> NDArray[np.float32]:
 
 def assert_as_in_one_pass(found: dict[str, Rows], slices: Sequence[SmallSlice]) -> None:
     for name, rows in found.items():
-        np.testing.assert_allclose(rows, one_pass(name, slices), atol=1e-5, rtol=1e-5)
+        expected = one_pass(name, slices)
+        # Sums round by the size of what is summed, and a batch of another size sums in another order.
+        np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 ORDERS = {
