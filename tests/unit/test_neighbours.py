@@ -81,8 +81,10 @@ def one_pass(name: str, slices: Sequence[SmallSlice]) -> NDArray[np.float32]:
 
 
 def assert_as_in_one_pass(found: dict[str, Rows], slices: Sequence[SmallSlice]) -> None:
+    """To 1e-5 of the largest number: prepared in another batch, a pixel may be rounded to the next float16."""
     for name, rows in found.items():
-        np.testing.assert_allclose(rows, one_pass(name, slices), atol=1e-5, rtol=1e-5)
+        expected = one_pass(name, slices)
+        np.testing.assert_allclose(rows, expected, atol=1e-5 * max(1.0, float(np.abs(expected).max())), rtol=0)
 
 
 ORDERS = {
