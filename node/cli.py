@@ -311,7 +311,7 @@ def models(
     config_path: Annotated[Path | None, typer.Option("--config", "-c", help="The configuration.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The papers' networks; the installed weights: digest, labels, rule, operating points, provenance, figures."""
+    """Our own and the papers' networks; the installed weights: digest, labels, rule, operating points, figures."""
     if context.invoked_subcommand:
         return
     from node import offline, tables

@@ -267,7 +267,7 @@ def _quantiles(folder: Path) -> tuple[float, ...]:
 
 
 def catalogue(settings: Settings) -> dict[str, Any]:
-    """The papers' networks, the configured models, and the packaged weights that are not configured."""
+    """Our own and the papers' networks, the configured models, and the packaged weights that are not configured."""
     configured = models(settings)
     used = {Path(model["directory"]).resolve() for model in configured}
     packaged = [

@@ -63,7 +63,7 @@ class HemonodeConfig(Json):
     study: bool = True
     both_orders: bool = True
     mirrored: bool = False
-    dropout: float = 0.3
+    dropout: float = 0.5
     labels: int = 6
     size: int = 256
 

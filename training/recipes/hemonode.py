@@ -74,7 +74,7 @@ class HemonodeRecipe(Json):
     """how far images are smoothed or sharpened"""
     noise: float = 0.15
     """largest standard deviation, in normalised units"""
-    views: int = 2
+    views: int = 3
     """descriptors of changed images of each scan, beside those of its own"""
     folds: int = 1
     """of patients, each described by a trunk that learnt from the others alone; costs as many trainings again less one,
@@ -84,7 +84,7 @@ class HemonodeRecipe(Json):
     tail_batch: int = 8
     """scans"""
     tail_average: float = 0.99
-    study: float = 0.3
+    study: float = 0.1
     """weight of the studies' loss beside that of their slices"""
 
     @property
