@@ -284,7 +284,7 @@ def test_a_file_with_another_digest_than_expected_is_refused(tmp_path: Path, ima
 @pytest.mark.parametrize(
     ("family", "architecture", "message"),
     [
-        ("unet", {}, "known are hemonode, radnet"),
+        ("unet", {}, "known are radnet"),
         ("resnet_2d", {"colour": "red"}, "colour"),
         ("resnet_2d", {"size": 64, "labels": 3}, "no usual labels"),
     ],
