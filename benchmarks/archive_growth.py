@@ -2,7 +2,8 @@
 
 For each size an archive is made, whose index is filled with rows of made-up studies and whose folders lie as theirs
 would. Then every archive in turn takes a few slices of 512 × 512, round after round, through the same `Intake` as a
-receiver's, with everything flushed as there. PostgreSQL is named by ``--url``, a server on which databases may be made.
+receiver's, with everything flushed as there. With ``--postgresql`` a PostgreSQL is made for the time of the benchmark,
+beside the archives (as root too); ``--url`` names one that runs, on which databases may be made.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from node.receive.disk import Disk
 from node.receive.files import Files
 from node.receive.intake import Intake, StoreRequest
 from tests.receiving import a_slice, encoded
+from tests.tools.postgresql import running_postgresql, url_of
 
 SIZES = (0, 200_000, 2_000_000)
 OF_A_STUDY = 500
@@ -179,9 +181,17 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="instances in each archive beforehand")
     parser.add_argument("--rounds", type=int, default=50, help=f"of {SLICES_OF_A_ROUND} slices for each archive")
     parser.add_argument("--url", default="", help="of a PostgreSQL database; SQLite when left out")
+    parser.add_argument("--postgresql", action="store_true", help="a PostgreSQL of our own")
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured; the system's temporary one")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, ExitStack() as open_ones:
-        contenders = [open_contender(Path(name), arguments.url, size) for size in arguments.sizes]
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name, ExitStack() as open_ones:
+        url = arguments.url
+        if arguments.postgresql:
+            url = url_of(open_ones.enter_context(running_postgresql(fsync=True, within=arguments.folder)), "postgres")
+        contenders = []
+        for size in arguments.sizes:
+            contenders.append(open_contender(Path(name), url, size))
+            print(f"{size:,} instances are there", file=sys.stderr, flush=True)
         for contender in contenders:
             open_ones.callback(contender.database.close)
             open_ones.callback(contender.intake.close)

@@ -1,8 +1,8 @@
 """Queries and retrieval over a large archive: ``python -m benchmarks.query --instances 2000000``.
 
 A small and a large archive are filled with rows, and one study of each with files as well. The same queries are then
-asked over real associations of both, and the ratio says what two million instances cost. ``--url`` names a PostgreSQL
-database (emptied for each archive) instead of SQLite.
+asked over real associations of both, and the ratio says what two million instances cost. With ``--postgresql`` a
+PostgreSQL is made for the time of the benchmark (as root too); ``--url`` names one that is there, and is emptied.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from db.schema import instances, metadata, now, studies
 from node import log
 from tests.archive_node import CT, EXPLICIT, Asker, Workstation, archive_node, keys
 from tests.receiving import a_slice, send
+from tests.tools.postgresql import running_postgresql, url_of
 
 SMALL = 20_000
 SLICES = 100
@@ -138,13 +140,19 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=2_000_000)
     parser.add_argument("--slices", type=int, default=500, help="of the study that is moved")
     parser.add_argument("--url", default="", help="a PostgreSQL database, which is emptied")
+    parser.add_argument("--postgresql", action="store_true", help="a PostgreSQL of our own")
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured; the system's temporary one")
     arguments = parser.parse_args()
     log.configure(level="error", part="benchmark")
     results = []
-    for count in (min(SMALL, arguments.instances // 10), arguments.instances):
-        with tempfile.TemporaryDirectory() as folder:
-            url = arguments.url or f"sqlite:///{folder}/hemonode.db"
-            results.append((count, measure(url, Path(folder) / "data", count=count, slices=arguments.slices)))
+    with ExitStack() as stack:
+        url = arguments.url
+        if arguments.postgresql:
+            url = url_of(stack.enter_context(running_postgresql(fsync=True, within=arguments.folder)), "postgres")
+        for count in (min(SMALL, arguments.instances // 10), arguments.instances):
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                own = url or f"sqlite:///{folder}/hemonode.db"
+                results.append((count, measure(own, Path(folder) / "data", count=count, slices=arguments.slices)))
     table = Table(
         "query, milliseconds with its association", *(f"{count:,} instances" for count, _ in results), "ratio"
     )

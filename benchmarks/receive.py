@@ -1,13 +1,14 @@
-"""Receivers side by side under DCMTK's storescu: ``python -m benchmarks.receive --rounds 5``.
+"""Receivers side by side under DCMTK's storescu: ``python -m benchmarks.receive``.
 
 Every round each receiver gets, in turn, the same slices (512 × 512 CT, half a megabyte, UIDs of their own) over one,
-four and eight associations, from a client that sets TCP_NODELAY and from one as DCMTK ships it. Medians over the
+four and eight associations, a hundred in each of them, so that what an association costs does not decide; from a client
+that sets TCP_NODELAY, and those that somebody would choose between from one as DCMTK ships it too. Medians over the
 rounds. Receivers are measured as if they had been running for long: each gets `--before` images first. Every
 measurement follows one that is not counted, and includes the start of the client programs, which is the same for all.
 
 What others have left unwritten in the kernel's memory is flushed before each, so that nobody's flushes wait for another
 one's files; and all files stay until the end, because ext4 searches long for a free inode after many were deleted. That
-takes `--images` × 18 MB of disk in every round with all receivers. `--quick` shows in a minute that everything runs.
+takes 10 GB of disk in every round. `--quick` shows in a minute that everything runs.
 
 Beside them stand two limits: a C program that writes the bytes to files and does nothing else, and the flush floor, one
 new file of that size after the other, each flushed (fdatasync) before the next.
@@ -42,6 +43,8 @@ SAMPLE_SECONDS = 0.1
 TICKS = os.sysconf("SC_CLK_TCK")
 PDU = "131072"
 RATIO_TO = "dcmtk"
+SHIPPED = ("dcmtk", "orthanc", "hemonode", "two", "unflushed")
+"""Those that a client as shipped sends to as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +68,6 @@ class Case:
     def client(self) -> str:
         """In words."""
         return "TCP_NODELAY" if self.nodelay else "as shipped"
-
-    def share(self, images: int) -> int:
-        """How many of so many images each association sends."""
-        return max(1, images // self.associations)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +134,12 @@ Receiver = Callable[[Path], AbstractContextManager[Running]]
 
 
 @contextmanager
-def _started(command: Sequence[str | Path], port: int, folder: Path, **environment: str) -> Iterator[Running]:
+def started(
+    command: Sequence[str | Path], port: int, folder: Path, *, stdin: int = subprocess.DEVNULL, **environment: str
+) -> Iterator[Running]:
+    """A receiver that is a program of its own; it ends with the block."""
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment
-        )
+        process = subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, env=os.environ | environment)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not _answers(port):
@@ -157,7 +157,7 @@ def _dcmtk(*options: str) -> Receiver:
     def start(folder: Path) -> Iterator[Running]:
         port = free_port()
         command = ["storescp", "-q", "--fork", "-od", _made(folder / "out"), *options, str(port)]
-        with _started(command, port, folder, TCP_NODELAY="1") as running:
+        with started(command, port, folder, TCP_NODELAY="1") as running:
             yield running
 
     return start
@@ -174,7 +174,7 @@ def _orthanc(folder: Path) -> Iterator[Running]:
 def _pynetdicom(folder: Path) -> Iterator[Running]:
     port = free_port()
     options = ["-q", "-od", _made(folder / "out"), "--max-pdu", PDU, str(port)]
-    with _started([sys.executable, "-m", "pynetdicom", "storescp", *options], port, folder) as running:
+    with started([sys.executable, "-m", "pynetdicom", "storescp", *options], port, folder) as running:
         yield running
 
 
@@ -183,7 +183,7 @@ def _sink(folder: Path) -> Iterator[Running]:
     port = free_port()
     program = folder / "sink"
     subprocess.run(["gcc", "-O2", "-o", program, Path(__file__).with_name("receive_sink.c")], check=True)
-    with _started([program, str(port), _made(folder / "out")], port, folder) as running:
+    with started([program, str(port), _made(folder / "out")], port, folder) as running:
         yield running
 
 
@@ -197,7 +197,7 @@ def _hemonode(**receive: object) -> Receiver:
         with ExitStack() as stack:
             pids = []
             for number in range(config.load(path).receive.processes):
-                pids += stack.enter_context(_started([*command, str(number)], port, folder)).pids
+                pids += stack.enter_context(started([*command, str(number)], port, folder)).pids
                 while (folder / "log").read_text().count("event=listening") <= number:  # the port answers for the first
                     time.sleep(0.05)
             yield Running(pids=tuple(pids), port=port)
@@ -217,6 +217,7 @@ RECEIVERS: dict[str, tuple[str, Receiver]] = {
     "pynetdicom": ("pynetdicom's storescp: no flush, no index", _pynetdicom),
     "hemonode": ("Hemonode: flushed and indexed", _hemonode()),
     "two": ("Hemonode: two processes", _hemonode(processes=2)),
+    "small": ("Hemonode, PDUs of 32 KiB", _hemonode(maximum_pdu_size=32768)),
     "library": ("Hemonode, pynetdicom's own reactor", _hemonode(reactor="library")),
     "unflushed": ("Hemonode, flushing off", _hemonode(flush=False)),
     "sink": ("C socket sink: the limit", _sink),
@@ -236,9 +237,8 @@ def write_slice(path: Path) -> int:
 
 
 def send(to: Running, slice_: Path, case: Case, *, images: int) -> float:
-    """Seconds until every association has sent its share, each image as an instance of its own."""
-    share = case.share(images)
-    invent = ["--repeat", str(share), "+IS", "1", "+IR", str(share)]
+    """Seconds until every association has sent so many images, each of them an instance of its own."""
+    invent = ["--repeat", str(images), "+IS", "1", "+IR", str(images)]
     command = ["storescu", "-q", "-aec", to.ae_title, *invent, "127.0.0.1", str(to.port), str(slice_)]
     environment = {name: value for name, value in os.environ.items() if name != "TCP_NODELAY"}
     if case.nodelay:
@@ -254,8 +254,8 @@ def send(to: Running, slice_: Path, case: Case, *, images: int) -> float:
 
 
 def measure(running: Running, slice_: Path, case: Case, *, images: int) -> Cell:
-    """The time of about `images` images, after one in each association that nobody counts."""
-    send(running, slice_, case, images=case.associations)
+    """The time of `images` images in each association, after one in each that nobody counts."""
+    send(running, slice_, case, images=1)
     os.sync()
     cpu, finished, memory = running.cpu(), threading.Event(), [running.memory()]
 
@@ -269,7 +269,7 @@ def measure(running: Running, slice_: Path, case: Case, *, images: int) -> Cell:
     used = running.cpu() - cpu
     finished.set()
     thread.join()
-    return Cell(seconds=seconds, images=case.share(images) * case.associations, cpu=used, memory=max(memory))
+    return Cell(seconds=seconds, images=images * case.associations, cpu=used, memory=max(memory))
 
 
 def flush_floor(folder: Path, size: int, *, images: int) -> float:
@@ -311,17 +311,17 @@ def rows(cells: dict[tuple[str, Case], list[Cell]], case: Case, size: int) -> It
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.receive", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--associations", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--images", type=int, default=400, help="in each measurement; a quarter with Nagle's algorithm")
-    parser.add_argument("--before", type=int, default=400, help="images that each receiver gets first, not counted")
+    parser.add_argument("--images", type=int, default=100, help="in each association")
+    parser.add_argument("--before", type=int, default=100, help="in each of four associations first, not counted")
     parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=list(RECEIVERS))
     parser.add_argument("--clients", nargs="+", choices=["nodelay", "shipped"], default=["nodelay", "shipped"])
-    parser.add_argument("--quick", action="store_true", help="one round of 16 images")
+    parser.add_argument("--quick", action="store_true", help="one round of 4 images in each association")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; the system's temporary one")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.rounds, options.images, options.before = 1, 16, 16
+        options.rounds, options.images, options.before = 1, 4, 4
     cases = [Case(associations=n, nodelay=c == "nodelay") for c in options.clients for n in options.associations]
     cells: dict[tuple[str, Case], list[Cell]] = defaultdict(list)
     floors: list[float] = []
@@ -330,17 +330,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size = write_slice(slice_)
         for number in range(options.rounds):
             place = _made(Path(home) / str(number))
-            floors.append(flush_floor(place / "floor", size, images=options.images))
+            floors.append(flush_floor(place / "floor", size, images=2 * options.images))
             for name in options.receivers:
                 with RECEIVERS[name][1](_made(place / name)) as running:
                     send(running, slice_, LONG_BEFORE, images=options.before)
                     for case in cases:
-                        images = options.images if case.nodelay else options.images // 4
-                        cells[name, case].append(measure(running, slice_, case, images=images))
+                        if case.nodelay or name in SHIPPED:
+                            cells[name, case].append(measure(running, slice_, case, images=options.images))
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
     print(f"Flush floor: {statistics.median(floors):.0f} images/s ({size / 1e6:.2f} MB each, new file, fdatasync)")
     for case in cases:
-        print(f"\n{case.associations} association(s), client {case.client}\n")
+        print(f"\n### {case.associations} association(s), client {case.client}\n")
         print(*rows(cells, case, size), sep="\n")
 
 

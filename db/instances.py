@@ -116,7 +116,7 @@ _ADD = {
 _LATER = sa.bindparam("at_", type_=Utc())
 _TOUCH = (
     studies.update()
-    .where(studies.c.study_uid.in_(sa.bindparam("uids", expanding=True)))
+    .where(studies.c.study_uid == sa.bindparam("uid"))
     .values(last_received_at=sa.case((studies.c.last_received_at < _LATER, _LATER), else_=studies.c.last_received_at))
     .returning(studies.c.study_uid)
 )
@@ -146,7 +146,8 @@ def _received(tx: sa.Connection, news: Sequence[NewInstance]) -> None:
 
 
 def _touch(tx: sa.Connection, study_uids: Collection[str], at: dt.datetime) -> set[str]:
-    return set(tx.execute(_TOUCH, {"uids": sorted(study_uids), "at_": at}).scalars())
+    # One by one: a list of them would be written into the statement anew each time, and a group has few.
+    return {uid for uid in sorted(study_uids) if tx.execute(_TOUCH, {"uid": uid, "at_": at}).first() is not None}
 
 
 def _begun(tx: sa.Connection, new: NewInstance) -> bool:

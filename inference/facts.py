@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from inference.header import integer, items, number, numbers, text, texts, uid
+from inference.header import Header, Readable, integer, items, number, numbers, text, texts, uid
 from inference.result import Json
 
 Position = tuple[float, float, float]
@@ -88,10 +88,14 @@ class InstanceFacts(Json):
 def facts(dataset: Dataset) -> InstanceFacts:
     """What `dataset` (read without its pixels) says about itself. Never raises for what a header holds."""
     meta = getattr(dataset, "file_meta", None) or Dataset()
+    return _facts(Header(dataset), Header(meta))
+
+
+def _facts(dataset: Header, meta: Header) -> InstanceFacts:
     shared = _groups(dataset, "SharedFunctionalGroupsSequence", 1)
     per_frame = _groups(dataset, "PerFrameFunctionalGroupsSequence", MOST_FRAMES)
     # One value for the whole instance: from the header itself, else from the groups of all frames, else the first's.
-    sources = (dataset, *shared[:1], *per_frame[:1])
+    sources: tuple[Readable, ...] = (dataset, *shared[:1], *per_frame[:1])
     count = _frame_count(dataset, len(per_frame))
     spacing = _first_numbers(sources, "PixelMeasuresSequence", "PixelSpacing", 2)
     return InstanceFacts(
@@ -142,11 +146,11 @@ def facts(dataset: Dataset) -> InstanceFacts:
     )
 
 
-def _groups(dataset: Dataset, keyword: str, most: int) -> tuple[Dataset, ...]:
+def _groups(dataset: Readable, keyword: str, most: int) -> tuple[Dataset, ...]:
     return items(dataset, keyword)[:most]
 
 
-def _frame_count(dataset: Dataset, described: int) -> int:
+def _frame_count(dataset: Readable, described: int) -> int:
     """Frames in the instance: what the groups describe, else what Number of Frames claims, else one per image."""
     if not integer(dataset, "Rows") or not integer(dataset, "Columns"):
         return 0
@@ -154,46 +158,46 @@ def _frame_count(dataset: Dataset, described: int) -> int:
     return described or (claimed if 1 <= claimed <= MOST_FRAMES else 1)
 
 
-def _within(sources: tuple[Dataset, ...], sequence: str) -> Iterator[Dataset]:
+def _within(sources: tuple[Readable, ...], sequence: str) -> Iterator[Readable]:
     """The header, then what it or its functional groups hold in `sequence` (PS3.3 C.7.6.16)."""
     yield sources[0]
     for source in sources:
         yield from items(source, sequence)[:1]
 
 
-def _first_number(sources: tuple[Dataset, ...], sequence: str, keyword: str) -> float | None:
+def _first_number(sources: tuple[Readable, ...], sequence: str, keyword: str) -> float | None:
     found = (number(place, keyword) for place in _within(sources, sequence))
     return next((value for value in found if value is not None), None)
 
 
-def _first_numbers(sources: tuple[Dataset, ...], sequence: str, keyword: str, count: int) -> tuple[float, ...] | None:
+def _first_numbers(sources: tuple[Readable, ...], sequence: str, keyword: str, count: int) -> tuple[float, ...] | None:
     found = (numbers(place, keyword, count) for place in _within(sources, sequence))
     return next((value for value in found if value is not None), None)
 
 
-def _first_text(sources: tuple[Dataset, ...], sequence: str, keyword: str) -> str | None:
+def _first_text(sources: tuple[Readable, ...], sequence: str, keyword: str) -> str | None:
     found = (text(place, keyword) for place in _within(sources, sequence))
     return next((value for value in found if value is not None), None)
 
 
 def _positions(
-    dataset: Dataset, shared: tuple[Dataset, ...], per_frame: tuple[Dataset, ...], count: int
+    dataset: Readable, shared: tuple[Readable, ...], per_frame: tuple[Readable, ...], count: int
 ) -> tuple[Position | None, ...]:
     places = _each(dataset, shared, per_frame, count, "PlanePositionSequence", "ImagePositionPatient", 3)
     return tuple(None if p is None else (p[0], p[1], p[2]) for p in places)
 
 
 def _orientations(
-    dataset: Dataset, shared: tuple[Dataset, ...], per_frame: tuple[Dataset, ...], count: int
+    dataset: Readable, shared: tuple[Readable, ...], per_frame: tuple[Readable, ...], count: int
 ) -> tuple[Orientation | None, ...]:
     ways = _each(dataset, shared, per_frame, count, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
     return tuple(None if o is None else (o[0], o[1], o[2], o[3], o[4], o[5]) for o in ways)
 
 
 def _each(
-    dataset: Dataset,
-    shared: tuple[Dataset, ...],
-    per_frame: tuple[Dataset, ...],
+    dataset: Readable,
+    shared: tuple[Readable, ...],
+    per_frame: tuple[Readable, ...],
     count: int,
     sequence: str,
     keyword: str,
@@ -205,11 +209,11 @@ def _each(
     return tuple(value or common for value in own) if per_frame else (common,) * count
 
 
-def _own(frame: Dataset, sequence: str, keyword: str, size: int) -> tuple[float, ...] | None:
+def _own(frame: Readable, sequence: str, keyword: str, size: int) -> tuple[float, ...] | None:
     return next((v for item in items(frame, sequence)[:1] if (v := numbers(item, keyword, size))), None)
 
 
-def _temporal(dataset: Dataset, per_frame: tuple[Dataset, ...], count: int) -> tuple[int | None, ...]:
+def _temporal(dataset: Readable, per_frame: tuple[Readable, ...], count: int) -> tuple[int | None, ...]:
     """The temporal position of each frame; empty where there is none, as in nearly every head CT."""
     if not per_frame:
         own = integer(dataset, "TemporalPositionIdentifier")
@@ -219,7 +223,7 @@ def _temporal(dataset: Dataset, per_frame: tuple[Dataset, ...], count: int) -> t
     return indices if any(index is not None for index in indices) else ()
 
 
-def _body_part(sources: tuple[Dataset, ...]) -> str | None:
+def _body_part(sources: tuple[Readable, ...]) -> str | None:
     """The anatomic region of an Enhanced CT, whose header has no Body Part Examined (PS3.3 C.7.6.16.2.8)."""
     for place in _within(sources, "FrameAnatomySequence"):
         for region in items(place, "AnatomicRegionSequence")[:1]:
@@ -227,7 +231,7 @@ def _body_part(sources: tuple[Dataset, ...]) -> str | None:
     return None
 
 
-def _contrast(dataset: Dataset) -> str | None:
+def _contrast(dataset: Readable) -> str | None:
     """The contrast agent, in a CT Image's element or an Enhanced CT's sequence."""
     agents = items(dataset, "ContrastBolusAgentSequence")
     return text(dataset, "ContrastBolusAgent") or next((text(a, "CodeMeaning") or "agent" for a in agents), None)

@@ -29,7 +29,7 @@ class Json:
 
     def to_json(self) -> dict[str, Any]:
         """The value as plain dictionaries, lists, strings, numbers, booleans and None."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(typing.cast(Any, self))}
+        return {name: _plain(getattr(self, name)) for name in _names(type(self))}  # type: ignore[arg-type]  # every class is hashable
 
     @classmethod
     def from_json(cls, data: typing.Mapping[str, Any]) -> Self:
@@ -42,12 +42,22 @@ class Json:
 
 
 @functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(typing.cast(Any, cls)))
+
+
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     # Resolving annotations takes eight times as long as everything else here.
     return typing.get_type_hints(cls)
 
 
+_ALREADY_PLAIN = frozenset({type(None), str, int, float, bool})
+
+
 def _plain(value: Any) -> Any:
+    if type(value) in _ALREADY_PLAIN:
+        return value
     if isinstance(value, Json):
         return value.to_json()
     if isinstance(value, StrEnum):

@@ -23,6 +23,8 @@ class Service:
         Called once when nobody listens any more and every association has ended.
     spool : callable, optional
         Opens a file for a C-STORE's data set that is too large for memory, see `node.receive.reactor.Spool`.
+    take : callable, optional
+        Answers a C-STORE as the handler of its event would, see `node.receive.reactor.Spool`.
     """
 
     contexts: tuple[tuple[str, tuple[str, ...]], ...]
@@ -30,3 +32,4 @@ class Service:
     reversible: frozenset[str] = frozenset()
     close: Callable[[], None] = field(default=lambda: None)
     spool: Callable[..., Any] | None = None
+    take: Callable[..., Any] | None = None

@@ -23,11 +23,11 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from db.states import SetAsideKind
 from node.receive.files import Files, Parts
@@ -90,6 +90,7 @@ class Archive:
         self.root = root
         self.files = files or Files()
         self._claims: list[Claim] = []
+        self._names = itertools.count()
         self._made: set[Path] = set()
         self._durable: set[Path] = set()
 
@@ -133,17 +134,16 @@ class Archive:
         """
         if not self._claims:
             raise OSError(errno.ESHUTDOWN, "the archive is not open")
-        return self.folders[0] / f"{uuid4().hex}.part"
+        return self._claims[0].folder / f"{next(self._names)}.part"
 
     def store(self, file: NewFile, *, study_uid: str, series_uid: str, durable: bool = True) -> tuple[str, int]:
         """The file is whole at its place, and durable if wanted; returns its path relative to the archive and its size.
 
         All UIDs must have passed `node.receive.uids.is_uid`. Raises ``OSError``, in which case nothing is left.
         """
-        shelf = hashlib.sha256(study_uid.encode("ascii")).hexdigest()[:2]
-        name = f"{file.sop_instance_uid}-{file.digest[:16]}.dcm"
-        path = Path(shelf) / study_uid / series_uid / name
-        return path.as_posix(), self._put(file.parts, path, spooled=file.spooled, durable=durable)
+        directory = _shelf(study_uid, series_uid)
+        path = f"{directory}/{file.sop_instance_uid}-{file.digest[:16]}.dcm"
+        return path, self._put(file.parts, path, spooled=file.spooled, durable=durable)
 
     def set_aside(self, file: NewFile, *, kind: SetAsideKind) -> tuple[str, int]:
         """The file is durable among those set aside, once however often it comes; returns its path and size."""
@@ -151,7 +151,7 @@ class Archive:
         try:
             return path.as_posix(), (self.root / path).stat().st_size
         except FileNotFoundError:
-            return path.as_posix(), self._put(file.parts, path, spooled=file.spooled, durable=True)
+            return path.as_posix(), self._put(file.parts, path.as_posix(), spooled=file.spooled, durable=True)
 
     def move_aside(self, path: str, *, digest: str, kind: SetAsideKind) -> tuple[str, int]:
         """The file at `path` lies durable among those set aside instead; returns its path and size there."""
@@ -164,7 +164,7 @@ class Archive:
 
     def restore(self, path: str, parts: Parts) -> None:
         """The file is at its place again, durable."""
-        self._put(parts, Path(path), spooled=None, durable=True)
+        self._put(parts, path, spooled=None, durable=True)
 
     def holds(self, path: str, *, size: int) -> bool:
         """Whether a file of this size lies at `path`."""
@@ -184,7 +184,7 @@ class Archive:
         """The file at `path` is gone."""
         (self.root / path).unlink(missing_ok=True)
 
-    def _put(self, parts: Parts, path: Path, *, spooled: Path | None, durable: bool) -> int:
+    def _put(self, parts: Parts, path: str, *, spooled: Path | None, durable: bool) -> int:
         destination = self.root / path
         unfinished = spooled or self.unfinished()
         try:
@@ -192,8 +192,13 @@ class Archive:
                 self.files.write(unfinished, parts)
             if durable:
                 self.files.sync(unfinished)
-            self._make_directories(destination.parent, durable=durable)
-            self.files.place(unfinished, destination)
+            try:
+                self._make_directories(destination.parent, durable=durable)
+                self.files.place(unfinished, destination)
+            except FileNotFoundError:  # a directory that was made before is gone
+                self._forget(destination.parent)
+                self._make_directories(destination.parent, durable=durable)
+                self.files.place(unfinished, destination)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
@@ -201,11 +206,15 @@ class Archive:
             self.files.sync(destination.parent)
         return sum(len(part) for part in parts)
 
+    def _forget(self, directory: Path) -> None:
+        for remembered in (self._durable, self._made):
+            remembered.discard(directory)
+
     def _make_directories(self, directory: Path, *, durable: bool) -> None:
         # An existing directory may be another process's, made a moment ago and not yet on the disk: so it counts as
         # durable only once this process has flushed every directory above it.
         remembered = self._durable if durable else self._made
-        if directory in remembered and directory.is_dir():
+        if directory in remembered:
             return
         above = [parent for parent in directory.parents if parent.is_relative_to(self.root)]
         for folder in (*reversed(above), directory):
@@ -215,6 +224,12 @@ class Archive:
         if len(remembered) >= _REMEMBERED_DIRECTORIES:
             remembered.clear()
         remembered.add(directory)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED_DIRECTORIES)
+def _shelf(study_uid: str, series_uid: str) -> str:
+    """Where a series lies."""
+    return f"{hashlib.sha256(study_uid.encode('ascii')).hexdigest()[:2]}/{study_uid}/{series_uid}"
 
 
 def data_set_at(head: bytes) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import mmap
 import struct
 import zlib
@@ -46,10 +45,11 @@ Facts = Callable[[Dataset], dict[str, Any]]
 LARGEST_INFLATED = 1 << 28
 """Bytes. Deflate shrinks zeros a thousandfold, so a small data set could otherwise fill the memory."""
 
-# As pydicom's own type, which it takes as it is.
-_HEADER_TAGS = tuple(Tag(keyword) for keyword in HEADER_KEYWORDS)
+Elements = dict[int, Any]
+
+_HEADER_TAGS = tuple(int(Tag(keyword)) for keyword in HEADER_KEYWORDS)
 _UID_TAGS = {
-    keyword: Tag(keyword) for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+    keyword: int(Tag(keyword)) for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 }
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # Float, Double Float and plain Pixel Data
 _UNDEFINED = 0xFFFFFFFF
@@ -60,8 +60,9 @@ _ITEM, _DELIMITER = 0xFFFEE000, 0xFFFEE0DD
 class Described:
     """A data set that could be read.
 
-    `header` is its patient and study level in the DICOM JSON Model (PS3.18 F), in Unicode. It names the character set
-    as it was sent, so that what is made from it can be sent back in the same one. `facts` is what `Facts` made of it.
+    `header` is its patient and study level in the DICOM JSON Model (PS3.18 F), in Unicode; nobody changes it, for other
+    slices may have the same. It names the character set as it was sent, so that what is made from it can be sent back
+    in the same one. `facts` is what `Facts` made of it.
     """
 
     sop_class_uid: str
@@ -93,13 +94,15 @@ def describe(data: Source, *, transfer_syntax_uid: str, facts: Facts, start: int
         The message says what is wrong, without quoting any value.
     """
     try:
-        dataset = _header(data, start, UID(transfer_syntax_uid))
+        dataset = _header(data, start, _syntax(transfer_syntax_uid))
+        # As plain numbers: comparing pydicom's own type takes longer than finding it.
+        elements: Elements = dict(zip(map(int, dataset.keys()), dataset.values(), strict=True))
         return Described(
-            sop_class_uid=_uid(dataset, "SOPClassUID"),
-            sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
-            study_uid=_uid(dataset, "StudyInstanceUID"),
-            series_uid=_uid(dataset, "SeriesInstanceUID"),
-            header=_patient_and_study(dataset),
+            sop_class_uid=_uid(elements, "SOPClassUID"),
+            sop_instance_uid=_uid(elements, "SOPInstanceUID"),
+            study_uid=_uid(elements, "StudyInstanceUID"),
+            series_uid=_uid(elements, "SeriesInstanceUID"),
+            header=_patient_and_study(dataset, elements),
             facts=facts(dataset),
         )
     except CannotUnderstand:
@@ -107,6 +110,9 @@ def describe(data: Source, *, transfer_syntax_uid: str, facts: Facts, start: int
     except Exception as error:
         # Whatever pydicom meets in foreign bytes: struct.error, EOFError, RecursionError, ValueError, LookupError …
         raise CannotUnderstand("the data set cannot be read") from error
+
+
+_syntax = functools.lru_cache(maxsize=64)(UID)
 
 
 def _header(data: Source, start: int, syntax: UID) -> Dataset:
@@ -179,8 +185,8 @@ def _check_elements_are_whole(source: Source, start: int, dataset: Dataset) -> N
             raise CannotUnderstand("the data set breaks off within an element")
 
 
-def _uid(dataset: Dataset, keyword: str) -> str:
-    element = dataset.get_item(_UID_TAGS[keyword])
+def _uid(elements: Elements, keyword: str) -> str:
+    element = elements.get(_UID_TAGS[keyword])
     value = None if element is None else element.value
     text = value.decode("ascii", errors="replace") if isinstance(value, bytes) else str(value or "")
     text = text.strip(" \0")
@@ -191,15 +197,13 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     return text
 
 
-def _patient_and_study(dataset: Dataset) -> dict[str, Any]:
-    found = (dataset.get_item(tag) for tag in _HEADER_TAGS)
-    elements: list[Any] = [element for element in found if element is not None]
-    raw = tuple(element._replace(value_tell=0) for element in elements if isinstance(element, RawDataElement))
+def _patient_and_study(dataset: Dataset, all_elements: Elements) -> dict[str, Any]:
+    elements = [element for tag in _HEADER_TAGS if (element := all_elements.get(tag)) is not None]
+    raw = tuple([element._replace(value_tell=0) for element in elements if isinstance(element, RawDataElement)])
     charset = dataset.original_character_set
     names = (charset,) if isinstance(charset, str) else tuple(charset)
     if len(raw) == len(elements):
-        as_json: dict[str, Any] = json.loads(_as_json(raw, names))
-        return as_json
+        return _as_json(raw, names)
     header = Dataset()
     for element in elements:
         header[element.tag] = dataset[element.tag]
@@ -207,11 +211,12 @@ def _patient_and_study(dataset: Dataset) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _as_json(elements: tuple[RawDataElement, ...], charset: tuple[str, ...]) -> str:
-    # The slices of a study agree in all of it, and taking values apart costs as much as finding all elements.
+def _as_json(elements: tuple[RawDataElement, ...], charset: tuple[str, ...]) -> dict[str, Any]:
+    # The slices of a study agree in all of it, and taking values apart costs as much as finding all elements. What is
+    # returned is theirs together.
     header = Dataset({element.tag: element for element in elements})
     first = elements[0] if elements else None
     header.set_original_encoding(
         first is not None and first.is_implicit_VR, first is None or first.is_little_endian, list(charset)
     )
-    return json.dumps(header.to_json_dict())
+    return header.to_json_dict()

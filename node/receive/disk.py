@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ MEGABYTE = 1024 * 1024
 
 def free_bytes(path: Path) -> int:
     """The bytes that an unprivileged program may still write on the file system where `path` is or will be."""
-    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
-    return shutil.disk_usage(existing).free
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(FileNotFoundError):
+            return shutil.disk_usage(place).free
+    raise FileNotFoundError(path)
 
 
 @dataclass(frozen=True, kw_only=True)

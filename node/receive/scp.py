@@ -284,6 +284,7 @@ def _request_handler(settings: Settings, services: Sequence[Service]) -> Callabl
     spool = Spool(
         memory=settings.receive.spool_above_mb * MEGABYTE,
         open=next((service.spool for service in services if service.spool is not None), _nowhere),
+        take=next((service.take for service in services if service.take is not None), None),
     )
     return partial(EventConnection, spool=spool)
 

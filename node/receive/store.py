@@ -18,6 +18,7 @@ becomes the archive's own. Either way a full disk is answered with A700 rather t
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -36,13 +37,22 @@ from node.receive.dataset import Facts
 from node.receive.disk import Disk
 from node.receive.files import Files
 from node.receive.intake import KEPT_ASIDE_COMMENT, KEPT_ASIDE_STATUS, Intake, StoreRequest, Taken
-from node.receive.reactor import Collected
+from node.receive.reactor import Collected, Store
 from node.receive.roll import association_id_of, failure
-from node.receive.uids import NATIVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, is_storage_class, preferred_syntaxes
+from node.receive.uids import (
+    NATIVE,
+    PYNETDICOMS_OWN,
+    STORAGE_CLASSES,
+    TRANSFER_SYNTAXES,
+    is_storage_class,
+    preferred_syntaxes,
+)
 from node.service import Service
 
 STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
 VERIFICATION = "1.2.840.10008.1.1"
+LO = 64
+"""Characters of a Long String (PS3.5 6.2)."""
 
 
 def service(*, settings: Settings, database: Database, facts: Facts) -> Service:
@@ -84,6 +94,7 @@ def service_of(intake: Intake) -> Service:
         ),
         close=intake.close,
         spool=intake.spool,
+        take=functools.partial(_answer_of, intake=intake),
     )
 
 
@@ -92,20 +103,23 @@ def _support_what_is_proposed(event: Event) -> None:
     association = event.assoc
     if association.is_rejected or association.is_aborted:
         return
-    proposed: dict[str, list[list[str]]] = {}
+    proposed: dict[str, list[tuple[str, ...]]] = {}
     for context in _proposals(event):
-        if is_storage_class(str(context.abstract_syntax)):
-            proposed.setdefault(str(context.abstract_syntax), []).append([str(s) for s in context.transfer_syntax])
+        uid = str(context.abstract_syntax)
+        if is_storage_class(uid):
+            proposed.setdefault(uid, []).append(tuple([str(syntax) for syntax in context.transfer_syntax]))
     others = [c for c in association.acceptor.supported_contexts if not is_storage_class(str(c.abstract_syntax))]
     # A class offered in unknown syntaxes only is kept with one that it lacks, so that the answer is "transfer syntaxes
     # not supported" (PS3.8 table 9-18) and not "abstract syntax not supported".
     association.acceptor.supported_contexts = others + [
-        _either_way(build_context(uid, list(preferred_syntaxes(contexts)) or [ImplicitVRLittleEndian]))
-        for uid, contexts in proposed.items()
+        _supported(uid, tuple(contexts)) for uid, contexts in proposed.items()
     ]
 
 
-def _either_way(context: PresentationContext) -> PresentationContext:
+@functools.lru_cache(maxsize=1024)
+def _supported(uid: str, proposals: tuple[tuple[str, ...], ...]) -> PresentationContext:
+    # Shared, as pynetdicom only reads it: a sender proposes a hundred in every association, and always the same.
+    context = build_context(uid, list(preferred_syntaxes(proposals)) or [ImplicitVRLittleEndian])
     # Who retrieves by C-GET proposes to be the SCP itself (PS3.7 D.3.3.4); without a proposal the roles stay as usual.
     context.scu_role = context.scp_role = True
     return context
@@ -115,7 +129,8 @@ def _private_classes_are_storage(event: Event) -> dict[Any, SOPClassCommonExtend
     """For pynetdicom, which classes that it does not know belong to the Storage Service Class (PS3.7 D.3.3.6)."""
     items = {}
     for context in _proposals(event):
-        if context.abstract_syntax is not None and is_storage_class(str(context.abstract_syntax)):
+        uid = str(context.abstract_syntax)
+        if context.abstract_syntax is not None and uid not in PYNETDICOMS_OWN and is_storage_class(uid):
             item = SOPClassCommonExtendedNegotiation()
             item.sop_class_uid = context.abstract_syntax
             item.service_class_uid = STORAGE_SERVICE_CLASS
@@ -129,33 +144,48 @@ def _proposals(event: Event) -> list[PresentationContext]:
 
 
 def _c_store(event: Event, intake: Intake) -> Dataset | int:
-    """The status of a C-STORE: after everything is durable, and whatever happens."""
+    """The status of a C-STORE of which pynetdicom tells."""
     request: Any = event.request
-    known = {"association_id": association_id_of(event.assoc), "calling_ae": event.assoc.requestor.ae_title}
+    store = Store(
+        association=event.assoc,
+        abstract_syntax_uid=str(event.context.abstract_syntax),
+        transfer_syntax_uid=str(event.context.transfer_syntax),
+        sop_class_uid=str(request.AffectedSOPClassUID),
+        sop_instance_uid=str(request.AffectedSOPInstanceUID),
+        data=request.DataSet,
+    )
+    status, comment = _answer_of(store, intake=intake)
+    if not comment:
+        return status
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment
+    return answer
+
+
+def _answer_of(store: Store, *, intake: Intake) -> tuple[int, str]:
+    """Status and comment (LO) of a C-STORE: after everything is durable, and whatever happens."""
+    known = {
+        "association_id": association_id_of(store.association),
+        "calling_ae": store.association.requestor.ae_title,
+    }
     try:
         taken = intake.take(
             StoreRequest(
-                abstract_syntax_uid=str(event.context.abstract_syntax),
-                transfer_syntax_uid=str(event.context.transfer_syntax),
-                sop_class_uid=str(request.AffectedSOPClassUID),
-                sop_instance_uid=str(request.AffectedSOPInstanceUID),
-                data=request.DataSet.taken() if isinstance(request.DataSet, Collected) else request.DataSet,
+                abstract_syntax_uid=store.abstract_syntax_uid,
+                transfer_syntax_uid=store.transfer_syntax_uid,
+                sop_class_uid=store.sop_class_uid,
+                sop_instance_uid=store.sop_instance_uid,
+                data=store.data.taken() if isinstance(store.data, Collected) else store.data,
                 **known,
             )
         )
     except IntakeError as error:
         if error.__cause__ is not None or error.status == 0xA700:
             log().error("not_stored", status=f"0x{error.status:04X}", reason=str(error), **failure(error), **known)
-        return _answer(error.status, str(error))
+        return error.status, str(error)[:LO]
     except Exception as error:  # noqa: BLE001 — the association's boundary: the sender gets an answer, we the reason
         log().error("not_stored", status=f"0x{CannotUnderstand.status:04X}", **failure(error), **known)
-        return _answer(CannotUnderstand.status, "internal error")
-    log().debug("taken", taken=taken.value, sop_instance_uid=str(request.AffectedSOPInstanceUID), **known)
-    return _answer(KEPT_ASIDE_STATUS, KEPT_ASIDE_COMMENT) if taken is Taken.KEPT_ASIDE else 0x0000
-
-
-def _answer(status: int, comment: str) -> Dataset:
-    answer = Dataset()
-    answer.Status = status
-    answer.ErrorComment = comment[:64]  # LO
-    return answer
+        return CannotUnderstand.status, "internal error"
+    log().debug("taken", taken=taken.value, sop_instance_uid=store.sop_instance_uid, **known)
+    return (KEPT_ASIDE_STATUS, KEPT_ASIDE_COMMENT[:LO]) if taken is Taken.KEPT_ASIDE else (0x0000, "")

@@ -53,6 +53,9 @@ RETIRED_STORAGE_CLASSES = tuple(
 )
 """Retired (PS3.6 table A-1) but still sent by the archives that kept such objects."""
 
+PYNETDICOMS_OWN = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
+"""The storage classes that pynetdicom knows by itself."""
+
 STORAGE_CLASSES = tuple(
     dict.fromkeys((*(str(c.abstract_syntax) for c in AllStoragePresentationContexts), *RETIRED_STORAGE_CLASSES))
 )

@@ -395,6 +395,37 @@ def test_a_release_that_crosses_ours_ends_the_association_on_both_sides(
     wait_until(lambda: None not in outcomes(database))
 
 
+def test_both_reactors_give_the_same_answers_to_usual_and_unusual_stores(tmp_path: Path) -> None:
+    def asking(instance: int = 1, **elements: int | str) -> bytes:
+        usual = {"e0002": str(CTImageStorage), "e0100": 1, "e0110": 7, "e0700": 0, "e0800": 1}
+        return command(**usual | {"e1000": f"1.2.826.0.1.99.1.1.{instance}"} | elements)
+
+    said = [
+        (asking(), a_slice(1)),
+        (asking(e0700=2), a_slice(1)),
+        (asking(2, e1030="OTHER1", e1031=3), a_slice(2)),
+        (asking(), a_slice(1, PatientName="Other^Name")),
+        (asking(3), a_slice(4)),
+        (asking(5), a_slice(5, StudyInstanceUID=None)),
+        (asking(6, e0002="1.2.3.4"), a_slice(6)),  # of a class that nobody knows: the association ends
+    ]
+    answers: dict[str, list[tuple[int, bytes] | None]] = {}
+    for which in ("event", "library"):
+        settings = settings_of(tmp_path / which, reactor=which)
+        database = Database(f"sqlite:///{tmp_path / which}.db")
+        database.upgrade()
+        with listening(settings, database) as scp, RawPeer(scp.port) as peer:
+            peer.associate()
+            answers[which] = []
+            for encoded_command, dataset in said:
+                peer.send(data(value(CT, COMMAND | LAST, encoded_command)))
+                peer.send(data(value(CT, DATA | LAST, encoded(dataset))))
+                answers[which].append(peer.receive())
+        database.close()
+    assert answers["event"] == answers["library"]
+    assert len(set(answers["event"])) == len(said) - 1  # the priority makes no difference
+
+
 @both
 def test_a_silent_association_is_aborted(which: str, tmp_path: Path, database: Database) -> None:
     settings = settings_of(tmp_path / "data", reactor=which, network_timeout=0.3)

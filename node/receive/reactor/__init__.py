@@ -8,21 +8,21 @@ message from thread to thread. Here a connection's thread
 * blocks in ``poll`` until the peer, another thread or a timer wants something (`loop`),
 * reads into one buffer that is used again and again, out of which PDUs are cut without a copy (`frames`),
 * copies each fragment of a data set once, to where it stays (`spool`),
-* and answers a C-STORE itself; any other message goes to the association's second thread, which sleeps until then
-  (`messages`, `association`).
+* and answers a C-STORE itself, where its command is as usual without asking pynetdicom; any other message goes to the
+  association's second thread, which sleeps until then (`messages`, `association`).
 
 What an association may hold is bounded: one buffer of two PDUs, and one object of which at most `Spool.memory` bytes
 lie in memory. A sender that breaks the rules of PS3.7 6.3 or PS3.8 Annex E is aborted.
 
 The events of pynetdicom are triggered as ever, except for those that would cost a copy of every byte: a P-DATA-TF that
 arrives triggers neither EVT_DATA_RECV nor EVT_PDU_RECV, and a C-STORE neither EVT_DIMSE_RECV nor (when it is answered
-without a comment) EVT_DIMSE_SENT.
+without a comment) EVT_DIMSE_SENT; where `Spool.take` answers it, nothing but EVT_DATA_SENT.
 """
 
 from node.receive.reactor.association import EventConnection
-from node.receive.reactor.spool import Collected, Spool
+from node.receive.reactor.spool import Collected, Spool, Store
 
-__all__ = ["RELIED_ON", "Collected", "EventConnection", "Spool"]
+__all__ = ["RELIED_ON", "Collected", "EventConnection", "Spool", "Store"]
 
 RELIED_ON: dict[str, tuple[str, ...]] = {
     "pynetdicom.association.Association": (

@@ -27,6 +27,7 @@ class EventAssociation(Association):
     def __init__(self, ae: ApplicationEntity, *, spool: Spool) -> None:
         self._woken = threading.Event()
         self.is_serving = False
+        self._syntaxes: dict[int, tuple[str, str]] = {}
         super().__init__(ae, MODE_ACCEPTOR)
         self.dul = EventLoop(self)
         self.dimse = Messages(self, spool=spool)
@@ -38,9 +39,22 @@ class EventAssociation(Association):
         """Should the association's own thread be asleep, it looks around."""
         self._woken.set()
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the loop's thread may serve a message: not while another one is served, or waits."""
+        return self.is_established and not self.is_serving and not self.dimse.msg_queue.queue
+
+    def syntaxes(self, context_id: int) -> tuple[str, str]:
+        """Abstract and transfer syntax of an accepted presentation context."""
+        found = self._syntaxes.get(context_id)
+        if found is None:
+            context = self._accepted_cx[context_id]
+            found = self._syntaxes[context_id] = str(context.abstract_syntax), str(context.transfer_syntax[0])
+        return found
+
     def serve_at_once(self, message: Any, context_id: int) -> bool:
-        """Whether the message was served, in the loop's thread: not while another one is, or waits."""
-        if self.is_serving or not self.is_established or not self.dimse.msg_queue.empty():
+        """Whether the message was served, in the loop's thread."""
+        if not self.is_free:
             return False
         self._serve_request(message, context_id)
         self._is_paused = True  # our own thread sleeps, whatever serving made of this

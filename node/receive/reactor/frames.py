@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 HEADER_BYTES = 6
@@ -30,8 +31,15 @@ class Frames:
         self._start = self._end = 0
 
     def fill(self, connection: socket.socket) -> bool:
-        """What has arrived is in the buffer, and PDUs taken before are no longer; False when the peer has closed."""
-        count = connection.recv_into(self._view[self._end :])
+        """What has arrived is in the buffer, and PDUs taken before are no longer; False when the peer has closed.
+
+        Called when something has arrived. Raises ``OSError`` when the connection is broken.
+        """
+        try:
+            # Not recv_into: with a timeout set it polls once more.
+            count = os.readv(connection.fileno(), [self._view[self._end :]])
+        except BlockingIOError:
+            return True
         self._end += count
         return count > 0
 

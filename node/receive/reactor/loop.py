@@ -105,6 +105,14 @@ class EventLoop(DULServiceProvider):
         """From now on silence is the peer's: it has been heard, or answered however long that took."""
         self._idle_timer.restart()
 
+    def send_at_once(self, pdu: bytes) -> bool:
+        """Whether the P-DATA-TF is on its way: only within an association that nothing else is about to change."""
+        usual = self.state_machine.current_state == ESTABLISHED
+        if not usual or self.event_queue.queue or self.to_provider_queue.queue or self.socket is None:
+            return False
+        self.socket.send(pdu)
+        return True
+
     def kill_dul(self) -> None:
         """The loop ends."""
         super().kill_dul()
@@ -125,14 +133,18 @@ class EventLoop(DULServiceProvider):
         return connection if isinstance(connection, socket.socket) else None
 
     def _turn(self) -> None:
+        # Looked at without their locks: whoever puts something into them rings afterwards.
+        events, primitives = self.event_queue.queue, self.to_provider_queue.queue
         state = self.state_machine.current_state
-        if self.artim_timer.expired and state in (AWAITING_REQUEST, CLOSING):
+        if state == ESTABLISHED and not events and not primitives:
+            self._receive()
+        elif self.artim_timer.expired and state in (AWAITING_REQUEST, CLOSING):
             self.event_queue.put(TIMER_EXPIRED)
         elif state == CLOSING:
             self._linger()
         elif self.event_queue.empty() and not self._process_recv_primitive():
             self._receive()
-        while not self._kill_thread and not self.event_queue.empty():
+        while events and not self._kill_thread:
             self.state_machine.do_action(self.event_queue.get())
 
     def _receive(self) -> None:

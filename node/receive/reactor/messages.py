@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from io import BytesIO
 from queue import Queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.uid import UID
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -15,10 +15,12 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 
 from node.log import log
-from node.receive.reactor.spool import Collected, Spool
+from node.receive.reactor.spool import Collected, Spool, Store
+from node.receive.uids import is_storage_class, is_uid
 
 if TYPE_CHECKING:
     from node.receive.reactor.association import EventAssociation
+    from node.receive.reactor.loop import EventLoop
 
 COMMAND, LAST = 0x01, 0x02  # PS3.8 table E.2-1, the message control header
 LARGEST_COMMAND = 1 << 16
@@ -29,10 +31,14 @@ MOST_WAITING = 8
 """Messages that wait while another is served. The node negotiates one at a time (PS3.7 D.3.3.3)."""
 
 COMMAND_FIELD, DATA_SET_TYPE, STORE_REQUEST, NO_DATA_SET = 0x0100, 0x0800, 0x0001, 0x0101
+SOP_CLASS_UID, SOP_INSTANCE_UID, MESSAGE_ID, PRIORITY, ERROR_COMMENT = 0x0002, 0x1000, 0x0110, 0x0700, 0x0902
+MOVE_ORIGINATOR, MOVE_MESSAGE_ID = 0x1030, 0x1031
 _ELEMENT = struct.Struct("<HHL")
 _US = struct.Struct("<H")
 _STORE_RESPONSE = _ELEMENT.pack(0, COMMAND_FIELD, 2) + _US.pack(0x8001)
 _WITHOUT_DATA_SET = _ELEMENT.pack(0, DATA_SET_TYPE, 2) + _US.pack(NO_DATA_SET)
+_PRIORITIES = frozenset({_US.pack(0), _US.pack(1), _US.pack(2)})  # medium, high, low
+_P_DATA_TF = struct.Struct(">BxLLBB")
 _SMALLEST_USUAL_PDU = 1024
 
 
@@ -109,24 +115,51 @@ class Incoming:
     def store_request(self) -> C_STORE:
         """The message as pynetdicom's primitive. Raises `InvalidMessage` or ``ValueError`` where it is none."""
         command, request = self.command or {}, C_STORE()
-        request.MessageID = _number(command, 0x0110)
-        request.Priority = _number(command, 0x0700)
-        request.AffectedSOPClassUID = _uid(command, 0x0002)
-        request.AffectedSOPInstanceUID = _uid(command, 0x1000)
-        if command.get(0x1031):
-            request.MoveOriginatorMessageID = _number(command, 0x1031)
-        if command.get(0x1030):
-            request.MoveOriginatorApplicationEntityTitle = _text(command, 0x1030)
+        request.MessageID = _number(command, MESSAGE_ID)
+        request.Priority = _number(command, PRIORITY)
+        request.AffectedSOPClassUID = _uid(command, SOP_CLASS_UID)
+        request.AffectedSOPInstanceUID = _uid(command, SOP_INSTANCE_UID)
+        if command.get(MOVE_MESSAGE_ID):
+            request.MoveOriginatorMessageID = _number(command, MOVE_MESSAGE_ID)
+        if command.get(MOVE_ORIGINATOR):
+            request.MoveOriginatorApplicationEntityTitle = _text(command, MOVE_ORIGINATOR)
         request.DataSet = self.data
         if not request.is_valid_request:
             raise InvalidMessage("a C-STORE without a data set")
         return request
+
+    def store(self, association: EventAssociation) -> Store | None:
+        """The message as a `Store`; None where anything about its command is unusual, and pynetdicom is to judge it."""
+        command, data = self.command or {}, self.data
+        abstract_syntax_uid, transfer_syntax_uid = association.syntaxes(self.context_id)
+        sop_class_uid, sop_instance_uid = _text(command, SOP_CLASS_UID), _text(command, SOP_INSTANCE_UID)
+        is_usual = (
+            isinstance(data, Collected)
+            and sop_class_uid == abstract_syntax_uid
+            and is_storage_class(sop_class_uid)
+            and is_uid(sop_instance_uid)
+            and len(command.get(MESSAGE_ID, b"")) == _US.size
+            and command.get(PRIORITY) in _PRIORITIES
+            and not command.get(MOVE_ORIGINATOR)
+            and not command.get(MOVE_MESSAGE_ID)
+        )
+        if not is_usual:
+            return None
+        return Store(
+            association=association,
+            abstract_syntax_uid=abstract_syntax_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            data=cast(BytesIO, data),
+        )
 
 
 class Messages(DIMSEServiceProvider):
     """pynetdicom's DIMSE provider with another way in, and another way out for the answer to a C-STORE."""
 
     assoc: EventAssociation
+    dul: EventLoop
 
     def __init__(self, assoc: EventAssociation, *, spool: Spool) -> None:
         super().__init__(assoc)
@@ -160,8 +193,44 @@ class Messages(DIMSEServiceProvider):
         if not is_plain:
             super().send_msg(primitive, context_id)
             return
+        response = _encoded_response(
+            sop_class_uid=str(primitive.AffectedSOPClassUID or ""),
+            sop_instance_uid=str(primitive.AffectedSOPInstanceUID or ""),
+            message_id=primitive.MessageIDBeingRespondedTo,
+            status=primitive.Status,
+        )
+        self._send(context_id, response)
+
+    def _answered(self, message: Incoming) -> bool:
+        """Whether the C-STORE was answered here and now, which one is that is like nearly all of them."""
+        take = self._spool.take
+        if take is None or not self.assoc.is_free or 0 < self.maximum_pdu_size < _SMALLEST_USUAL_PDU:
+            return False
+        store = message.store(self.assoc)
+        if store is None:
+            return False
+        status, comment = take(store)
+        if self.assoc.is_established:
+            self._tell(message, status, comment)
+        return True
+
+    def _tell(self, message: Incoming, status: int, comment: str) -> None:
+        command = message.command or {}
+        answer = _encoded_response(
+            sop_class_uid=_text(command, SOP_CLASS_UID),
+            sop_instance_uid=_text(command, SOP_INSTANCE_UID),
+            message_id=_number(command, MESSAGE_ID),
+            status=status,
+            comment=comment,
+        )
+        size = len(answer) + 2
+        head = _P_DATA_TF.pack(0x04, size + 4, size, message.context_id, COMMAND | LAST)
+        if not self.dul.send_at_once(head + answer):
+            self._send(message.context_id, answer)
+
+    def _send(self, context_id: int, command: bytes) -> None:
         answer = P_DATA()
-        answer.presentation_data_value_list.append((context_id, bytes([COMMAND | LAST]) + _store_response(primitive)))
+        answer.presentation_data_value_list.append((context_id, bytes([COMMAND | LAST]) + command))
         self.dul.send_pdu(answer)
 
     def forget(self) -> None:
@@ -194,6 +263,8 @@ class Messages(DIMSEServiceProvider):
         if self.msg_queue.qsize() >= MOST_WAITING:
             raise InvalidMessage("more operations at a time than were agreed")
         if message.is_store:
+            if self._answered(message):
+                return
             request = message.store_request()
             if not self.assoc.serve_at_once(request, message.context_id):
                 self.msg_queue.put((message.context_id, request))
@@ -237,20 +308,23 @@ def _uid(command: Mapping[int, bytes], element: int) -> UID | None:
     return UID(_text(command, element)) if element in command else None
 
 
-def _store_response(primitive: C_STORE) -> bytes:
+def _encoded_response(
+    *, sop_class_uid: str, sop_instance_uid: str, message_id: int, status: int, comment: str = ""
+) -> bytes:
     # PS3.7 table 9.3-2, elements in the order of their tags.
     elements = (
-        _uid_element(0x0002, primitive.AffectedSOPClassUID)
+        _text_element(SOP_CLASS_UID, sop_class_uid, pad=b"\0")
         + _STORE_RESPONSE
-        + _ELEMENT.pack(0, 0x0120, 2) + _US.pack(primitive.MessageIDBeingRespondedTo)
+        + _ELEMENT.pack(0, 0x0120, 2) + _US.pack(message_id)
         + _WITHOUT_DATA_SET
-        + _ELEMENT.pack(0, 0x0900, 2) + _US.pack(primitive.Status)
-        + _uid_element(0x1000, primitive.AffectedSOPInstanceUID)
+        + _ELEMENT.pack(0, 0x0900, 2) + _US.pack(status)
+        + (_text_element(ERROR_COMMENT, comment, pad=b" ") if comment else b"")
+        + _text_element(SOP_INSTANCE_UID, sop_instance_uid, pad=b"\0")
     )  # fmt: skip
     return _ELEMENT.pack(0, 0x0000, 4) + struct.pack("<L", len(elements)) + elements
 
 
-def _uid_element(element: int, uid: UID | None) -> bytes:
-    value = str(uid or "").encode("ascii", errors="replace")
-    value += b"\0" * (len(value) % 2)
+def _text_element(element: int, text: str, *, pad: bytes) -> bytes:
+    value = text.encode("ascii", errors="replace")
+    value += pad * (len(value) % 2)
     return _ELEMENT.pack(0, element, len(value)) + value

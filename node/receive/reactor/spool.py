@@ -23,9 +23,21 @@ class File(Protocol):
         """Nothing of it is left."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Store:
+    """A C-STORE request that is whole: its association, what its context and its command say, and its data set."""
+
+    association: Any
+    abstract_syntax_uid: str
+    transfer_syntax_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    data: BytesIO
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spool:
-    """How data sets are collected.
+    """How data sets are collected, and who takes them.
 
     Parameters
     ----------
@@ -34,10 +46,14 @@ class Spool:
     open : callable
         Opens a `File`; called with ``transfer_syntax_uid``, ``sop_class_uid``, ``sop_instance_uid`` and
         ``calling_ae``, all of them as they came. Raises ``OutOfResources``.
+    take : callable, optional
+        Answers a `Store`: the status, and an Error Comment (0000,0902) in ASCII or nothing. Raises nothing. Left out,
+        pynetdicom is asked, and with it the handler of its EVT_C_STORE.
     """
 
     memory: int
     open: Callable[..., File]
+    take: Callable[[Store], tuple[int, str]] | None = None
 
 
 class Collected(BytesIO):
