@@ -217,6 +217,7 @@ RECEIVERS: dict[str, tuple[str, Receiver]] = {
     "pynetdicom": ("pynetdicom's storescp: no flush, no index", _pynetdicom),
     "hemonode": ("Hemonode: flushed and indexed", _hemonode()),
     "two": ("Hemonode: two processes", _hemonode(processes=2)),
+    "small": ("Hemonode, PDUs of 32 KiB", _hemonode(maximum_pdu_size=32768)),
     "library": ("Hemonode, pynetdicom's own reactor", _hemonode(reactor="library")),
     "unflushed": ("Hemonode, flushing off", _hemonode(flush=False)),
     "sink": ("C socket sink: the limit", _sink),
