@@ -236,9 +236,9 @@ class StudyReader:
         """The encoded slices by SOP Instance UID, also in the cache; and a sentence for each that could not be decoded.
 
         Memory stays bounded: the pixels of one batch are held at a time, and as many decoded ahead, whatever the number
-        of instances.
+        of instances and of the frames in them.
         """
-        encoded: dict[str, tuple[EncodedSlice, ...]] = {}
+        encoded: dict[str, tuple[EncodedSlice, ...]] = {}  # by digest
         unreadable: list[str] = []
         batch = _Batch()
         waiting, left = deque([*instances, *(i for i in following if i.frames == 1)]), len(instances)
@@ -250,21 +250,25 @@ class StudyReader:
                 self._invite(instance, batch)
             else:
                 try:
-                    batch.own.append((instance, self._decoder.slices(instance)))
+                    for piece in self._decoder.pieces(instance):
+                        batch.own.append((instance, piece))
+                        if batch.slices >= self._engine.chunk:
+                            batch = self._emptied(batch, encoded, progress)
                 except UnreadablePixels as error:
                     unreadable.append(f"image {instance.facts.instance_number} cannot be decoded: {error}")
                     self._remember_undecodable(instance.digest)
+                    # Half an instance is none.
+                    encoded.pop(instance.digest, None)
+                    batch = replace(batch, own=[(i, piece) for i, piece in batch.own if i is not instance])
             if batch.slices >= self._engine.chunk or (batch.slices and left <= 0 and not waiting):
-                encoded |= self._encode_batch(batch)
-                progress(len(batch.own))
-                batch = _Batch()
+                batch = self._emptied(batch, encoded, progress)
         self._decoder.begin(waiting)
-        return encoded, unreadable
+        return {i.facts.sop_instance_uid: encoded[i.digest] for i in instances if i.digest in encoded}, unreadable
 
     def _invite(self, instance: Stored, batch: _Batch) -> None:
         """A slice of a later study joins the batch; one that cannot is left for its own study to speak of."""
         try:
-            batch.guests.append((instance, self._decoder.slices(instance)))
+            batch.guests.extend([(instance, piece) for piece in self._decoder.pieces(instance)])
         except Exception:  # noqa: BLE001 another study's trouble, which its own reading meets again and names
             self._remember_undecodable(instance.digest)
 
@@ -274,34 +278,43 @@ class StudyReader:
         if len(self._undecodable) > UNDECODABLE_KEPT:
             del self._undecodable[next(iter(self._undecodable))]
 
-    def _encode_batch(self, batch: _Batch) -> dict[str, tuple[EncodedSlice, ...]]:
-        """The encoded slices of the batch's own instances; those of guests are in the cache."""
+    def _emptied(
+        self, batch: _Batch, encoded: dict[str, tuple[EncodedSlice, ...]], progress: Callable[[int], None]
+    ) -> _Batch:
+        """The next batch, empty; the slices of this one are encoded, those of instances that are whole also cached."""
         try:
-            encoded = self._encoded_together([*batch.own, *batch.guests])
+            pieces = self._encoded_together([*batch.own, *batch.guests])
         except Exception:
             if not batch.guests:
                 raise
-            encoded = self._encoded_together(batch.own)
-        return {instance.facts.sop_instance_uid: encoded[instance.digest] for instance, _ in batch.own}
+            pieces = self._encoded_together(batch.own)
+        whole = 0
+        for (instance, _), piece in zip(batch.own, pieces, strict=False):
+            so_far = encoded[instance.digest] = (*encoded.get(instance.digest, ()), *piece)
+            if len(so_far) == instance.frames:
+                self._cache.put(instance.digest, so_far)
+                whole += 1
+        for (instance, _), piece in zip(batch.guests, pieces[len(batch.own) :], strict=False):
+            self._cache.put(instance.digest, piece)
+        progress(whole)
+        return _Batch()
 
-    def _encoded_together(
-        self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]]
-    ) -> dict[str, tuple[EncodedSlice, ...]]:
-        """By digest."""
+    def _encoded_together(self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]]) -> list[tuple[EncodedSlice, ...]]:
+        """As many as there are pieces in the batch."""
         descriptors = self._engine.encode([piece for _, slices in batch for piece in slices])
         row = itertools.count()
-        done = {}
-        for instance, slices in batch:
+        done = []
+        for _, slices in batch:
             numbered = [(piece, next(row)) for piece in slices]
-            encoded = tuple(_encoded(piece, {n: d[i].copy() for n, d in descriptors.items()}) for piece, i in numbered)
-            self._cache.put(instance.digest, encoded)
-            done[instance.digest] = encoded
+            done.append(
+                tuple(_encoded(piece, {n: d[i].copy() for n, d in descriptors.items()}) for piece, i in numbered)
+            )
         return done
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Decoded instances to be encoded together: a study's own, and those of later studies that fill it up."""
+    """Decoded pieces of instances to be encoded together: a study's own, and those of later studies that fill it up."""
 
     own: list[tuple[Stored, tuple[Slice, ...]]] = field(default_factory=list)
     guests: list[tuple[Stored, tuple[Slice, ...]]] = field(default_factory=list)
