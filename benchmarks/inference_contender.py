@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +29,7 @@ from benchmarks.inference_networks import NETWORKS, card_of
 from inference.backends import Costly
 from inference.card import ModelCard
 from inference.combination import Combination
-from inference.decoding import Stored
+from inference.decoding import Decoder, Stored
 from inference.device import Processor, keep_freed_memory, processors, usable_threads
 from inference.engine import Engine, LoadedModel, Rows
 from inference.models import ScanModel, build
@@ -103,13 +104,20 @@ class Ours:
             return network.encode(images)
 
     def study(self, paths: Sequence[Path]) -> dict[str, Any]:
-        """Seconds by stage for one study, a batch of slices at a time."""
+        """Seconds by stage for one study, a batch of slices at a time; decoding is what had to be waited for."""
+        known = {path: facts(_header(path)) for path in set(paths)}  # a worker finds them in the database
+        waiting = deque(Stored(facts=known[p], path=p, digest=str(i)) for i, p in enumerate(paths))
+        decoder = Decoder(ahead=2 * self.engine.chunk)
         self._watch.seconds.clear()
         rows, places = [], []
-        chunk = self.engine.chunk
-        for start in range(0, len(paths), chunk):
+        while waiting:
+            slices: list[Slice] = []
             with self._watch("decode"):
-                slices = _placed([s for path in paths[start : start + chunk] for s in read_slices(path)], start)
+                while waiting and len(slices) < self.engine.chunk:
+                    decoder.begin(waiting)
+                    slices += [s for piece in decoder.pieces(waiting.popleft()) for s in piece]
+                decoder.begin(waiting)
+                slices = _placed(slices, len(places))
             with self._watch("prepare"):
                 rows.append(self.engine.encode(slices)[self._model.name])
             places += [place_of(s) for s in slices]

@@ -32,13 +32,16 @@ from inference.place import ScanSlice, SlicePlace, place_of
 from inference.preprocess import brain_fraction, image_places, prepare
 from inference.result import ANY, Volume
 from inference.series import Stack
-from inference.volume import Slice, read_slices
+from inference.volume import Slice, each_slice
 
 CHUNK = 8
 """Slices looked at together."""
 
 INSIDE = 0.5
 """A pixel belongs to what a mask outlines from here on; the bounds of the volume are those of the two next to it."""
+
+HELD = 16
+"""Slices of one file that are decoded at a time."""
 
 AT_LEAST, AT_MOST = 0.7, 0.3
 WIDE = 1.5
@@ -100,7 +103,7 @@ class ScanMaps:
 class StoredSlices:
     """The slices of a stack from feet to head, decoded anew each time somebody goes through them.
 
-    One file is held at a time. Those that cannot be decoded are left out, as they were when the study was read.
+    Those that cannot be decoded are left out, as they were when the study was read. At most `HELD` are in memory.
     """
 
     def __init__(self, stack: Stack, paths: Mapping[str, Path]) -> None:
@@ -109,11 +112,13 @@ class StoredSlices:
 
     def __iter__(self) -> Iterator[Slice]:
         for uid, planes in itertools.groupby(self._planes, key=lambda plane: plane.facts.sop_instance_uid):
-            try:
-                found = {piece.frame: piece for piece in read_slices(self._paths[uid])}
-            except UnreadablePixels:
-                continue
-            yield from (found[plane.frame] for plane in planes if plane.frame in found)
+            # Frames lie in a file in any order: it is gone through again for each stretch of neighbours.
+            while stretch := [plane.frame for plane in itertools.islice(planes, HELD)]:
+                try:
+                    found = {piece.frame: piece for piece in each_slice(self._paths[uid], only=stretch)}
+                except UnreadablePixels:
+                    break
+                yield from (found[frame] for frame in stretch if frame in found)
 
 
 class Looking:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from inference.device import usable_threads
 from inference.facts import InstanceFacts
-from inference.volume import Slice, read_slices
+from inference.volume import Slice, each_slice, read_slices
 
 MOST_THREADS = 4
 """Decoders and numpy work without Python's lock, parsing headers does not: more threads would wait for one another."""
@@ -31,6 +32,8 @@ class Stored:
 
 class Decoder:
     """Holds at most `ahead` slices that nobody has asked for yet; an instance of more frames is decoded when asked for.
+
+    Such an instance is then given in pieces of at most half as many, one at a time.
 
     Not for use by several threads at once.
     """
@@ -55,7 +58,15 @@ class Decoder:
             if digest not in self._begun:
                 self._begun[digest] = self._threads.submit(read_slices, instance.path)
 
-    def slices(self, instance: Stored) -> tuple[Slice, ...]:
-        """The instance's slices, as soon as they are decoded. Raises ``UnreadablePixels``."""
+    def pieces(self, instance: Stored) -> Iterator[tuple[Slice, ...]]:
+        """The instance's slices in order, as soon as they are decoded.
+
+        Raises ``UnreadablePixels``; where a later frame is damaged, after some pieces.
+        """
         begun = self._begun.pop(instance.digest, None)
-        return read_slices(instance.path) if begun is None else begun.result()
+        if begun is not None:
+            yield begun.result()
+            return
+        slices = each_slice(instance.path)
+        while piece := tuple(islice(slices, max(1, self._ahead // 2))):
+            yield piece

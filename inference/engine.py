@@ -23,13 +23,16 @@ from inference.novelty import Watch
 from inference.place import ScanSlice, SlicePlace
 from inference.preprocess import brain_fraction, prepare
 from inference.result import ModelReading
-from inference.threads import one_thread
+from inference.threads import at_most
 
 CHUNK = {"cpu": 8, "cuda": 64}
 """Slices encoded together, by kind of device: enough to keep it busy, on a CPU few enough for its caches."""
 
 STRETCH = 4
 """Chunks of slices decided together where that is costly: their neighbours are then a small part of the work."""
+
+FEW_THREADS = 4
+"""For deciding, where that is not costly: an LSTM is twice as fast with two as with one, and gains little from more."""
 
 NAMED = ("compile", "openvino")
 """Backends that a reading names beside its device; torch as it is goes without saying."""
@@ -367,7 +370,7 @@ class Engine:
             return self._logits_by_stretches(network, descriptors, network.context)
         if network.costly_decide:
             return self._logits_of(network, descriptors)
-        with one_thread():
+        with at_most(FEW_THREADS):
             return self._logits_of(network, descriptors)
 
     def _logits_by_stretches(self, network: ScanModel, descriptors: Rows, context: int) -> NDArray[np.float32]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import SEEK_END, BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import get_decoder
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.uid import (
     UID,
     ImplicitVRLittleEndian,
@@ -23,6 +28,17 @@ from inference.header import PARSER_ERRORS, integer, text, uid
 
 PIXEL_DATA = 0x7FE00010
 _END_OF_IMAGE = b"\xff\xd9"
+_IMAGE_PIXEL = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+)
 _INT32 = (-(2**31), 2**31 - 1)
 
 
@@ -79,40 +95,67 @@ def layout_of(dataset: Dataset) -> Layout:
     )
 
 
-def frames_of(dataset: Dataset, layout: Layout) -> Iterator[Frame]:
-    """The frames of `dataset` in order; raises `UnreadablePixels` where they cannot be decoded."""
+def frames_of(dataset: Dataset, layout: Layout, *, only: Collection[int]) -> Iterator[tuple[int, Frame]]:
+    """Those frames of `dataset` whose index is among `only`, in order, one at a time, each with its index from 0.
+
+    Raises `UnreadablePixels` where they cannot be decoded.
+    """
     meta = getattr(dataset, "file_meta", None)
     syntax = UID((uid(meta, "TransferSyntaxUID") if meta is not None else "") or ImplicitVRLittleEndian)
     if syntax.is_private or not syntax.is_transfer_syntax:
         raise UnreadablePixels(f"the transfer syntax {syntax} is not known")
     if syntax.is_compressed and not syntax.is_deflated:
-        return (_decoded(dataset, layout, syntax, index) for index in range(layout.frames))
-    return _native(dataset, layout, little=syntax.is_little_endian)
+        return _compressed(dataset, layout, syntax, only)
+    return _native(dataset, layout, only, little=syntax.is_little_endian)
 
 
-def _native(dataset: Dataset, layout: Layout, *, little: bool) -> Iterator[Frame]:
+def _native(dataset: Dataset, layout: Layout, only: Collection[int], *, little: bool) -> Iterator[tuple[int, Frame]]:
     """Uncompressed frames, without a copy of the words."""
-    data = _pixel_data(dataset)
     size = layout.allocated // 8
-    needed = layout.words * size
-    if len(data) < needed:
-        raise UnreadablePixels(f"short pixel data: {len(data)} bytes where {needed} are needed")
-    swapped = size == 1 and not little  # 8-bit pixels in big-endian words: PS3.5 8.1.1
-    order = "<" if little else ">"
-    raw = np.frombuffer(data, f"{order}u{2 if swapped else size}", needed // (2 if swapped else size))
-    if swapped:
-        raw = raw.astype("<u2").view(np.uint8)
-    for words in raw.reshape(layout.frames, layout.rows, layout.columns):
-        host = words.astype(words.dtype.newbyteorder("="), copy=False)
-        yield Frame(stored=_unpacked(host, layout), words=host if layout.allocated == 16 else None)
+    with _pixel_data(dataset) as data:
+        needed = layout.words * size
+        if data.length < needed:
+            raise UnreadablePixels(f"short pixel data: {data.length} bytes where {needed} are needed")
+        if size == 1 and not little:  # 8-bit pixels in big-endian words, also across frames: PS3.5 8.1.1
+            words = np.frombuffer(data.stream.read(needed + needed % 2), ">u2").astype("<u2")
+            data = _PixelData(stream=BytesIO(words.tobytes()), length=needed)
+        begin = data.stream.tell()
+        wanted = layout.rows * layout.columns * size
+        for index in range(layout.frames):
+            if index not in only:
+                continue
+            data.stream.seek(begin + index * wanted)
+            raw = np.frombuffer(data.stream.read(wanted), f"{'<' if little else '>'}u{size}")
+            host = raw.astype(raw.dtype.newbyteorder("="), copy=False).reshape(layout.rows, layout.columns)
+            yield index, Frame(stored=_unpacked(host, layout), words=host if layout.allocated == 16 else None)
 
 
-def _pixel_data(dataset: Dataset) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class _PixelData:
+    """The value of Pixel Data: a stream that stands at its beginning, and how many bytes follow."""
+
+    stream: BinaryIO
+    length: int
+
+
+@contextmanager
+def _pixel_data(dataset: Any) -> Iterator[_PixelData]:
+    """Pixel Data from memory, or from the file in which pydicom left it (`dcmread` with ``defer_size``)."""
     try:
-        data = dataset.get_item(PIXEL_DATA).value
+        element = dataset.get_item(PIXEL_DATA, keep_deferred=True)
     except PARSER_ERRORS as error:
         raise UnreadablePixels("Pixel Data cannot be read") from error
-    return data if isinstance(data, bytes) else b""
+    if not isinstance(element, RawDataElement) or element.value is not None:
+        value = element.value if isinstance(element.value, bytes) else b""
+        yield _PixelData(stream=BytesIO(value), length=len(value))
+        return
+    try:
+        with Path(dataset.filename).open("rb") as stream:
+            end = stream.seek(0, SEEK_END)
+            stream.seek(element.value_tell)
+            yield _PixelData(stream=stream, length=min(element.length, end - element.value_tell))
+    except OSError as error:
+        raise UnreadablePixels("Pixel Data cannot be read") from error
 
 
 def _unpacked(words: NDArray[np.unsignedinteger], layout: Layout) -> NDArray[np.int32]:
@@ -120,25 +163,61 @@ def _unpacked(words: NDArray[np.unsignedinteger], layout: Layout) -> NDArray[np.
     if layout.stored == layout.allocated:
         values = words.view(f"{'i' if layout.signed else 'u'}{layout.allocated // 8}")
         return values.astype(np.int32) if layout.allocated < 32 else np.clip(values, *_INT32).astype(np.int32)
-    bits = words.astype(np.int64) >> (layout.high + 1 - layout.stored)
-    bits = bits & ((1 << layout.stored) - 1)
+    wide: NDArray[np.signedinteger] = words.astype(np.int32 if layout.allocated < 32 else np.int64)
+    bits = (wide >> (layout.high + 1 - layout.stored)) & ((1 << layout.stored) - 1)
     sign = 1 << (layout.stored - 1)
     return ((bits ^ sign) - sign if layout.signed else bits).astype(np.int32)
 
 
-def _decoded(dataset: Dataset, layout: Layout, syntax: UID, index: int) -> Frame:
-    """One compressed frame, by the one decoder trusted with its transfer syntax.
-
-    Damaged frames are not handed on from one decoder to the next: some end the process instead of raising.
-    """
-    if syntax in JPEGLSTransferSyntaxes:
-        _refuse_open_ended(dataset, layout, syntax, index)
+def _compressed(dataset: Dataset, layout: Layout, syntax: UID, only: Collection[int]) -> Iterator[tuple[int, Frame]]:
+    """Compressed frames, each an object of its own for the decoder, so that no more than one is held."""
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise UnreadablePixels(f"the transfer syntax {syntax.name} cannot be decoded") from error
+    with _pixel_data(dataset) as data:
+        frames = _encapsulated(dataset, data, layout)
+        for index in range(layout.frames):
+            try:
+                frame = next(frames)
+            except (*PARSER_ERRORS, StopIteration) as error:
+                raise UnreadablePixels(
+                    f"the {syntax.name} pixels cannot be decoded: frame {index + 1} is not found"
+                ) from error
+            if index not in only:
+                continue
+            if syntax in JPEGLSTransferSyntaxes and not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
+                # CharLS reads on behind a stream that was cut off.
+                raise UnreadablePixels(f"the {syntax.name} pixels cannot be decoded: they are cut off")
+            yield index, _decoded(decoder, dataset, frame, layout, syntax, index)
+
+
+def _encapsulated(dataset: Dataset, data: _PixelData, layout: Layout) -> Iterator[bytes]:
+    """The frames as they are stored, found by the Extended Offset Table (PS3.3 C.7.6.3.1.8) where there is one."""
+    table, lengths = (dataset.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"))
+    offsets = (table, lengths) if isinstance(table, bytes) and isinstance(lengths, bytes) else None
+    yield from generate_frames(data.stream, number_of_frames=layout.frames, extended_offsets=offsets)
+
+
+def _alone(dataset: Dataset, frame: bytes) -> Dataset:
+    """An image of this one compressed frame, otherwise as `dataset` has it."""
+    alone = Dataset()
+    alone.file_meta = dataset.file_meta
+    for keyword in _IMAGE_PIXEL:
+        if keyword in dataset:
+            alone[keyword] = dataset[keyword]
+    alone.PixelData = encapsulate([frame], has_bot=False)
+    alone["PixelData"].VR = "OB"
+    return alone
+
+
+def _decoded(decoder: Decoder, dataset: Dataset, frame: bytes, layout: Layout, syntax: UID, index: int) -> Frame:
+    """A compressed frame, by the one decoder trusted with its transfer syntax.
+
+    Damaged frames are not handed on from one decoder to the next: some end the process instead of raising.
+    """
     try:
-        pixels, _ = decoder.as_array(dataset, index=index, raw=True, decoding_plugin=plugin_of(syntax))
+        pixels, _ = decoder.as_array(_alone(dataset, frame), raw=True, decoding_plugin=plugin_of(syntax))
     except PARSER_ERRORS as error:
         raise UnreadablePixels(f"the {syntax.name} pixels cannot be decoded") from error
     except BaseException as error:
@@ -149,16 +228,6 @@ def _decoded(dataset: Dataset, layout: Layout, syntax: UID, index: int) -> Frame
     if pixels.shape != (layout.rows, layout.columns):
         raise UnreadablePixels(f"frame {index + 1} is not of {layout.rows} rows and {layout.columns} columns")
     return Frame(stored=pixels.astype(np.int32))
-
-
-def _refuse_open_ended(dataset: Dataset, layout: Layout, syntax: UID, index: int) -> None:
-    """Refuse a JPEG-LS stream without its end-of-image marker: CharLS reads on behind a stream that was cut off."""
-    try:
-        frame = get_frame(_pixel_data(dataset), index, number_of_frames=layout.frames)
-    except PARSER_ERRORS as error:
-        raise UnreadablePixels(f"the {syntax.name} pixels cannot be decoded: the frame is not found") from error
-    if not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
-        raise UnreadablePixels(f"the {syntax.name} pixels cannot be decoded: they are cut off")
 
 
 def plugin_of(syntax: UID) -> str:

@@ -240,9 +240,10 @@ class StudyReader:
 
         def again(keys: Sequence[Key]) -> dict[Key, dict[str, NDArray[np.floating[Any]]]]:
             digests = dict.fromkeys(digest for digest, _ in keys)
-            pieces = {(d, p.frame): p for d in digests for p in self._decoder.slices(stored[d]) if (d, p.frame) in keys}
-            images = self._engine.encode(list(pieces.values()), among=True)
-            return {key: {name: rows[row] for name, rows in images.items()} for row, key in enumerate(pieces)}
+            slices = ((d, one) for d in digests for few in self._decoder.pieces(stored[d]) for one in few)
+            wanted = {(d, one.frame): one for d, one in slices if (d, one.frame) in keys}
+            images = self._engine.encode(list(wanted.values()), among=True)
+            return {key: {name: rows[row] for name, rows in images.items()} for row, key in enumerate(wanted)}
 
         order = [(by_uid[place.sop_instance_uid].digest, place.frame) for place in places]
         return self._neighbourhood.rows(order, again)
@@ -266,9 +267,9 @@ class StudyReader:
 
         `orders` are the scans they belong to: where they lie beside one another.
         Memory stays bounded: the pixels of one batch are held at a time, and as many decoded ahead, whatever the number
-        of instances.
+        of instances and of the frames in them.
         """
-        encoded: dict[str, tuple[EncodedSlice, ...]] = {}
+        encoded: dict[str, tuple[EncodedSlice, ...]] = {}  # by digest
         unreadable: list[str] = []
         batch = _Batch()
         waiting, left = deque([*instances, *(i for i in following if i.frames == 1)]), len(instances)
@@ -280,21 +281,25 @@ class StudyReader:
                 self._invite(instance, batch)
             else:
                 try:
-                    batch.own.append((instance, self._decoder.slices(instance)))
+                    for piece in self._decoder.pieces(instance):
+                        batch.own.append((instance, piece))
+                        if batch.slices >= self._engine.chunk:
+                            batch = self._emptied(batch, encoded, orders, progress)
                 except UnreadablePixels as error:
                     unreadable.append(f"image {instance.facts.instance_number} cannot be decoded: {error}")
                     self._remember_undecodable(instance.digest)
+                    # Half an instance is none.
+                    encoded.pop(instance.digest, None)
+                    batch = replace(batch, own=[(i, piece) for i, piece in batch.own if i is not instance])
             if batch.slices >= self._engine.chunk or (batch.slices and left <= 0 and not waiting):
-                encoded |= self._encode_batch(batch, orders)
-                progress(len(batch.own))
-                batch = _Batch()
+                batch = self._emptied(batch, encoded, orders, progress)
         self._decoder.begin(waiting)
-        return encoded, unreadable
+        return {i.facts.sop_instance_uid: encoded[i.digest] for i in instances if i.digest in encoded}, unreadable
 
     def _invite(self, instance: Stored, batch: _Batch) -> None:
         """A slice of a later study joins the batch; one that cannot is left for its own study to speak of."""
         try:
-            batch.guests.append((instance, self._decoder.slices(instance)))
+            batch.guests.extend([(instance, piece) for piece in self._decoder.pieces(instance)])
         except Exception:  # noqa: BLE001 another study's trouble, which its own reading meets again and names
             self._remember_undecodable(instance.digest)
 
@@ -304,38 +309,51 @@ class StudyReader:
         if len(self._undecodable) > UNDECODABLE_KEPT:
             del self._undecodable[next(iter(self._undecodable))]
 
-    def _encode_batch(self, batch: _Batch, orders: Sequence[Sequence[Key]]) -> dict[str, tuple[EncodedSlice, ...]]:
-        """The encoded slices of the batch's own instances; those of guests are in the cache."""
+    def _emptied(
+        self,
+        batch: _Batch,
+        encoded: dict[str, tuple[EncodedSlice, ...]],
+        orders: Sequence[Sequence[Key]],
+        progress: Callable[[int], None],
+    ) -> _Batch:
+        """The next batch, empty; the slices of this one are encoded, those of instances that are whole also cached."""
         try:
-            encoded = self._encoded_together([*batch.own, *batch.guests], orders)
+            pieces = self._encoded_together([*batch.own, *batch.guests], orders)
         except Exception:
             if not batch.guests:
                 raise
-            encoded = self._encoded_together(batch.own, orders)
-        return {instance.facts.sop_instance_uid: encoded[instance.digest] for instance, _ in batch.own}
+            pieces = self._encoded_together(batch.own, orders)
+        whole = 0
+        for (instance, _), piece in zip(batch.own, pieces, strict=False):
+            so_far = encoded[instance.digest] = (*encoded.get(instance.digest, ()), *piece)
+            if len(so_far) == instance.frames:
+                self._cache.put(instance.digest, so_far)
+                whole += 1
+        for (instance, _), piece in zip(batch.guests, pieces[len(batch.own) :], strict=False):
+            self._cache.put(instance.digest, piece)
+        progress(whole)
+        return _Batch()
 
     def _encoded_together(
         self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]], orders: Sequence[Sequence[Key]]
-    ) -> dict[str, tuple[EncodedSlice, ...]]:
-        """By digest. Images that wait for their neighbours are few, whatever the number of frames."""
-        encoded: dict[str, list[EncodedSlice]] = {instance.digest: [] for instance, _ in batch}
-        for few in batched(((i.digest, piece) for i, slices in batch for piece in slices), self._engine.chunk):
-            rows = self._engine.encode([piece for _, piece in few])
-            for row, (digest, piece) in enumerate(few):
+    ) -> list[tuple[EncodedSlice, ...]]:
+        """As many as there are pieces in the batch. Images that wait for their neighbours are few, however many come."""
+        done: list[list[EncodedSlice]] = [[] for _ in batch]
+        pieces = ((place, i.digest, piece) for place, (i, slices) in enumerate(batch) for piece in slices)
+        for few in batched(pieces, self._engine.chunk):
+            rows = self._engine.encode([piece for _, _, piece in few])
+            for row, (place, digest, piece) in enumerate(few):
                 own = {name: of[row].copy() for name, of in rows.items()}
                 self._neighbourhood.keep((digest, piece.frame), {name: own.pop(name) for name in self._engine.reach})
-                encoded[digest].append(_encoded(piece, own))
+                done[place].append(_encoded(piece, own))
             for order in orders:
-                self._neighbourhood.advance(order, [(digest, piece.frame) for digest, piece in few])
-        done = {digest: tuple(slices) for digest, slices in encoded.items()}
-        for digest, slices in done.items():
-            self._cache.put(digest, slices)
-        return done
+                self._neighbourhood.advance(order, [(digest, piece.frame) for _, digest, piece in few])
+        return [tuple(slices) for slices in done]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Decoded instances to be encoded together: a study's own, and those of later studies that fill it up."""
+    """Decoded pieces of instances to be encoded together: a study's own, and those of later studies that fill it up."""
 
     own: list[tuple[Stored, tuple[Slice, ...]]] = field(default_factory=list)
     guests: list[tuple[Stored, tuple[Slice, ...]]] = field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,14 +13,19 @@ T = TypeVar("T")
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes with one thread: for work so small that waiting for the others to wake up would take longer."""
+def at_most(threads: int) -> Iterator[None]:
+    """Torch computes with no more threads than that: where waiting for the others to wake up would take longer."""
     usual = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(threads, usual))
     try:
         yield
     finally:
         torch.set_num_threads(usual)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Torch computes with one thread."""
+    return at_most(1)
 
 
 def in_threads(work: Callable[[T], None], pieces: Sequence[T]) -> None:

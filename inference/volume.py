@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,15 +11,18 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from inference.errors import UnreadablePixels, WrappedPixels
 from inference.facts import InstanceFacts, Orientation, Position, facts
 from inference.geometry import StackGeometry, analyse
-from inference.header import PARSER_ERRORS, integer, items, number, text
+from inference.header import PARSER_ERRORS, integer, items, number, text, uid
 from inference.pixels import Frame, Layout, frames_of, layout_of
 
 AIR_HU = -1024
 """What padding and anything below the Hounsfield scale becomes."""
+LEFT_IN_FILE = 8 << 20
+"""Bytes: larger pixel data stay in the file, and are read frame by frame. No single slice of a CT has as many."""
 _TISSUE_HU = (-900.0, 3000.0)
 _PADDING_WORDS = 0xF000
 """Unsigned words from here up are negative numbers (a padding of −1500, −2000 …) that wrapped: no CT goes so high."""
@@ -72,36 +75,54 @@ class _Scale:
 
 
 def read_slices(path: Path | str, *, repair_wrapped: bool = False) -> tuple[Slice, ...]:
-    """The slices in a DICOM file, one for each frame.
+    """The slices in a DICOM file, one for each frame, all in memory: see `each_slice`."""
+    return tuple(each_slice(path, repair_wrapped=repair_wrapped))
+
+
+def each_slice(
+    path: Path | str, *, only: Collection[int | None] | None = None, repair_wrapped: bool = False
+) -> Iterator[Slice]:
+    """The slices in a DICOM file, one for each frame, decoded one after the other: memory is that of one slice.
 
     Parameters
     ----------
-    path : a DICOM file in any transfer syntax that can be decoded.
+    path : a DICOM file in any transfer syntax that can be decoded. It must stay until the last slice is read; only a
+        deflated data set is held in memory as a whole.
+    only : the frames to decode, as `Slice.frame` numbers them; None decodes all.
     repair_wrapped : unwrap twelve-bit unsigned values whose intercept shows that they are signed values wrapped
         around (seen in public data sets); otherwise they raise `WrappedPixels`.
 
     Raises
     ------
     UnreadablePixels
-        with a sentence that says what is wrong.
+        with a sentence that says what is wrong; also after some slices, where a later one is damaged.
     """
     try:
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = pydicom.dcmread(path, force=True, defer_size=LEFT_IN_FILE)
+        if uid(dataset.file_meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            dataset = pydicom.dcmread(path, force=True)  # there is no such place in the file
     except PARSER_ERRORS as error:
         raise UnreadablePixels("the file cannot be read as DICOM") from error
-    return slices_of(dataset, repair_wrapped=repair_wrapped)
+    yield from _slices(dataset, repair_wrapped, only)
 
 
 def slices_of(dataset: Dataset, *, repair_wrapped: bool = False) -> tuple[Slice, ...]:
     """As `read_slices`, for a data set in memory."""
+    return tuple(_slices(dataset, repair_wrapped))
+
+
+def _slices(dataset: Dataset, repair_wrapped: bool, only: Collection[int | None] | None = None) -> Iterator[Slice]:
     layout = layout_of(dataset)
     header = facts(dataset)
     if header.pixel_spacing is None:
         raise UnreadablePixels("Pixel Spacing is missing or malformed: the size of the image is not known")
-    return tuple(
-        Slice(
+    numbered = header.number_of_frames is not None and layout.frames > 1
+    numbers = [index + 1 if numbered else None for index in range(layout.frames)]
+    wanted = {index for index, number in enumerate(numbers) if only is None or number in only}
+    for index, frame in frames_of(dataset, layout, only=wanted):
+        yield Slice(
             sop_instance_uid=header.sop_instance_uid,
-            frame=index + 1 if header.number_of_frames is not None and layout.frames > 1 else None,
+            frame=numbers[index],
             instance_number=header.instance_number,
             hu=_hounsfield(frame, layout, _scale(dataset, header, layout, index, frame, repair_wrapped)),
             position=_placed(header.positions, index, "Image Position (Patient)"),
@@ -109,8 +130,6 @@ def slices_of(dataset: Dataset, *, repair_wrapped: bool = False) -> tuple[Slice,
             pixel_spacing=header.pixel_spacing,
             thickness=header.thickness,
         )
-        for index, frame in enumerate(frames_of(dataset, layout))
-    )
 
 
 def order(slices: Sequence[Slice]) -> Volume:

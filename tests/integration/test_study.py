@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless
 
 from inference.combination import Combination
 from inference.decoding import Stored
@@ -178,7 +179,7 @@ def test_a_study_read_before_another_that_fills_up_its_batch_has_the_same_number
 BF16_MARGIN = 0.02
 
 PEAK = """
-import json, resource, sys
+import json, re, sys
 from pathlib import Path
 from pydicom import dcmread
 from inference.combination import Combination
@@ -193,17 +194,23 @@ exam = [
     Stored(facts=facts(dcmread(p, stop_before_pixels=True)), path=p, digest=p.name)
     for p in sorted(Path(sys.argv[1]).iterdir())
 ]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+Path("/proc/self/clear_refs").write_text("5")  # the peak so far, the warming up's, is forgotten
+before = peak()
 reader = StudyReader(engine, criteria=Criteria(), combination=Combination(), cache=EncodedCache(limit=2**24))
 whole = Completeness(complete=True, reason="whole")
 result = reader.read(study_uid="1.2", revision=1, instances=exam, completeness=whole)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak()
 print(json.dumps([len(result.readings[0].slices), (after - before) / 1024]))
 """
 
 
 def peak_mb(folder: Path, model: Path) -> tuple[int, float]:
-    """Slices read, and by how many MiB that raised the peak of a process that did nothing else."""
+    """Slices read, and by how many MiB that raised the peak of a process that did nothing else.
+
+    Not by getrusage, whose peak a process inherits from the one that started it.
+    """
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(folder), str(model)], check=True, capture_output=True, text=True, timeout=200
     )
@@ -237,6 +244,88 @@ def test_two_thousand_thin_slices_take_hardly_more_memory_than_two_hundred(
     assert [slices for slices, _ in grown.values()] == [200, 2000]
     pixels_mb = 1800 * planes[0].Rows * 2 * planes[0].Columns * 2 * 2 / 2**20
     assert grown[2000][1] - grown[200][1] < pixels_mb / 4, grown
+
+
+def thin_slices_in_one_file(exam: list[Stored], path: Path, *, count: int, syntax: UID) -> Dataset:
+    """The exam as one Enhanced CT of so many thin slices, written to `path`."""
+    (stack,) = select([i.facts for i in exam], Criteria()).stacks
+    by_uid = {i.facts.sop_instance_uid: i for i in exam}
+    planes = [dcmread(by_uid[uid].path) for uid in stack.sop_instance_uids]
+    frames = [planes[i * len(planes) // count].pixel_array.repeat(4, 0).repeat(4, 1) for i in range(count)]
+    made = planes[0]
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    made.NumberOfFrames = count
+    made.Rows, made.Columns = frames[0].shape
+    made.PixelSpacing, made.SliceThickness = [0.45, 0.45], 160 / count
+    del made.ImagePositionPatient
+    made.PerFrameFunctionalGroupsSequence = []
+    for i in range(count):
+        group = Dataset()
+        group.PlanePositionSequence = [Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = [-115, -115, i * 160 / count]
+        made.PerFrameFunctionalGroupsSequence.append(group)
+    made.PixelData = np.stack(frames).tobytes()
+    if syntax.is_compressed:
+        made.compress(syntax, generate_instance_uid=False)
+    path.parent.mkdir()
+    made.save_as(path)
+    return made
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_many_frames_in_one_file_take_hardly_more_memory_than_few(
+    exam: list[Stored], models: dict[str, Path], tmp_path: Path, syntax: UID
+) -> None:
+    grown = {}
+    for count in (60, 600):
+        made = thin_slices_in_one_file(exam, tmp_path / str(count) / "x.dcm", count=count, syntax=syntax)
+        grown[count] = peak_mb(tmp_path / str(count), models["radnet"])
+    assert [slices for slices, _ in grown.values()] == [60, 600]
+    pixels_mb = 540 * made.Rows * made.Columns * 2 / 2**20
+    assert grown[600][1] - grown[60][1] < pixels_mb / 4, grown
+
+
+def test_frames_read_in_pieces_give_what_they_give_as_files_of_their_own(
+    exam: list[Stored], models: dict[str, Path], tmp_path: Path
+) -> None:
+    count = 60
+    made = thin_slices_in_one_file(exam, tmp_path / "one" / "x.dcm", count=count, syntax=ExplicitVRLittleEndian)
+    (tmp_path / "many").mkdir()
+    positions = [group.PlanePositionSequence[0].ImagePositionPatient for group in made.PerFrameFunctionalGroupsSequence]
+    frames = made.pixel_array
+    del made.PerFrameFunctionalGroupsSequence, made.NumberOfFrames
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    for i in range(count):
+        made.PixelData, made.ImagePositionPatient = frames[i].tobytes(), positions[i]
+        made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{i}"
+        made.save_as(tmp_path / "many" / f"{i:04}.dcm")
+    reader = reader_of(models, cache_bytes=2**28)
+    given = []
+    for folder in ("one", "many"):
+        instances = stored(sorted((tmp_path / folder).iterdir()))
+        done: list[int] = []
+        result = reader.read(study_uid="1.2", revision=1, instances=instances, completeness=WHOLE, progress=done.append)
+        assert sum(done) == len(instances)
+        assert reader.to_encode(instances) == []
+        given.append(scores(result))
+    assert len(given[0]) >= count
+    np.testing.assert_allclose(given[0], given[1], atol=1e-6)
+
+
+def test_a_file_with_a_damaged_frame_is_not_read_by_half(
+    exam: list[Stored], models: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "one" / "x.dcm"
+    thin_slices_in_one_file(exam, path, count=60, syntax=ExplicitVRLittleEndian)
+    made = dcmread(path)
+    del made.PerFrameFunctionalGroupsSequence[50].PlanePositionSequence
+    header = stored([path])
+    made.save_as(path)
+    reader = reader_of(models)
+    result = read(reader, header)
+    assert result.outcome is Outcome.NOT_ANALYSED
+    assert "frame 51" in result.reason
+    assert reader.to_encode(header) == [], "and is not tried again"
 
 
 def shipped(exam: list[Stored], *, precision: str) -> StudyResult:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from inference.attention import StoredSlices
 from inference.errors import UnreadablePixels, WrappedPixels
-from inference.volume import Slice, order, read_slices, slices_of
+from inference.series import facts, stacks
+from inference.volume import LEFT_IN_FILE, Slice, each_slice, order, read_slices, slices_of
 
 REAL = Path(os.environ.get("HEMONODE_HEAD_CT", Path(__file__).parents[3] / "shared" / "data" / "head_ct_ge"))
 real_scan = pytest.mark.skipif(not REAL.is_dir(), reason="the real head CT is not on this machine")
@@ -364,6 +367,73 @@ def test_compressed_frames_are_decoded_one_by_one(tmp_path: Path) -> None:
     slices = read_slices(written(made, tmp_path / "x.dcm"))
     for i, one in enumerate(slices):
         np.testing.assert_array_equal(one.hu, np.clip(truth() + i, -1024, None))
+
+
+def many_frames(count: int, *, shape: tuple[int, int] = (256, 256), feet_first: bool = True) -> Dataset:
+    """An Enhanced CT of noise, so that no compression makes it small."""
+    noise = np.random.default_rng(0).integers(0, 4096, (count, *shape))
+    made = dataset(noise, stored=12)
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    made.NumberOfFrames = count
+    made.PerFrameFunctionalGroupsSequence = []
+    for i in range(count):
+        group = Dataset()
+        group.PlanePositionSequence = [Dataset()]
+        group.PlanePositionSequence[0].ImagePositionPatient = [-10, -20, (1 if feet_first else -1) * 0.5 * i]
+        made.PerFrameFunctionalGroupsSequence.append(group)
+    return made
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless])
+def test_of_a_file_with_many_frames_memory_holds_one_at_a_time(syntax: UID, tmp_path: Path) -> None:
+    frames = 120
+    made = many_frames(frames)
+    expected = [piece.hu for piece in slices_of(made)]
+    if syntax.is_compressed:
+        made.compress(syntax)
+    path = written(made, tmp_path / "x.dcm")
+    assert path.stat().st_size > LEFT_IN_FILE
+    tracemalloc.start()
+    try:
+        for i, piece in enumerate(each_slice(path)):
+            assert piece.frame == i + 1
+            np.testing.assert_array_equal(piece.hu, expected[i])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert i == frames - 1
+    assert peak < path.stat().st_size / 3, "the file itself is not held either"
+    some = list(each_slice(path, only=[3, 119]))
+    assert [piece.frame for piece in some] == [3, 119]
+    for piece in some:
+        assert piece.frame is not None
+        np.testing.assert_array_equal(piece.hu, expected[piece.frame - 1])
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, DeflatedExplicitVRLittleEndian])
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of what it cannot make sense of
+def test_a_file_cut_off_among_its_frames_is_refused(syntax: UID, tmp_path: Path) -> None:
+    made = many_frames(120)
+    if syntax == RLELossless:
+        made.compress(syntax)
+    made.file_meta.TransferSyntaxUID = syntax
+    whole = written(made, tmp_path / "x.dcm").read_bytes()
+    assert len(read_slices(tmp_path / "x.dcm")) == 120
+    (tmp_path / "y.dcm").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadablePixels):
+        read_slices(tmp_path / "y.dcm")
+
+
+def test_a_stack_is_gone_through_from_feet_to_head_also_where_its_file_begins_with_the_head(tmp_path: Path) -> None:
+    made = many_frames(40, shape=(8, 8), feet_first=False)
+    made.StudyInstanceUID, made.SeriesInstanceUID = "1.2", "1.2.1"
+    made.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "NONE"]
+    path = written(made, tmp_path / "x.dcm")
+    (stack,) = stacks([facts(made)])
+    found = list(StoredSlices(stack, {"1.2.3.4": path}))
+    assert [piece.frame for piece in found] == list(range(40, 0, -1))
+    for piece, expected in zip(found, reversed(slices_of(made)), strict=True):
+        np.testing.assert_array_equal(piece.hu, expected.hu)
 
 
 # What cannot be read
