@@ -337,7 +337,7 @@ class StudyReader:
     def _encoded_together(
         self, batch: Sequence[tuple[Stored, tuple[Slice, ...]]], orders: Sequence[Sequence[Key]]
     ) -> list[tuple[EncodedSlice, ...]]:
-        """As many as there are pieces in the batch. Images that wait for their neighbours are few, however many come."""
+        """One tuple for each piece of the batch. Few images wait for their neighbours, however many come."""
         done: list[list[EncodedSlice]] = [[] for _ in batch]
         pieces = ((place, i.digest, piece) for place, (i, slices) in enumerate(batch) for piece in slices)
         for few in batched(pieces, self._engine.chunk):
