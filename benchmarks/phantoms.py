@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from benchmarks.inference import machine
 from benchmarks.phantoms_contenders import CONTENDERS, Contender
 from benchmarks.phantoms_table import page
 from inference import card as cards
@@ -37,10 +34,8 @@ from inference.result import LABELS
 from training import run as running
 from training.cache import VolumeCache
 from training.dataset import prepare_all
-from training.judging.scans import key_of
 from training.loop import keep_memory
-from training.losses import ANY_WEIGHT
-from training.metrics import CLIP, auc, prior_log_loss
+from training.metrics import auc, log_loss, prior_log_loss
 from training.reading import Read, read, scan_scores
 from training.sources.named import open_source
 from training.stages import describe
@@ -124,14 +119,14 @@ def run_one(name: str, *, seed: int, asked: argparse.Namespace) -> dict[str, Any
     return {
         "contender": name,
         "seed": seed,
-        "commit": _commit(),
+        "commit": card.provenance.commit,
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{torch.get_num_threads()} threads of {_processor()}, torch {torch.__version__}",
+        "machine": machine(),
         "cpu_minutes": round(spent / 60, 2),
         "parameters": sum(value.numel() for value in model.parameters()),
         "recipe": card.provenance.recipe,
         **judged(card, readings),
-        "test": {key_of(one.scan)[1]: one.scan.study_labels.tolist() for one in readings},
+        "test": {one.scan.facts.study_uid: one.scan.study_labels.tolist() for one in readings},
     }
 
 
@@ -188,12 +183,9 @@ def _prior_losses(card: ModelCard, readings: Sequence[Read]) -> list[float]:
 
 def _losses(one: Read, labels: list[str]) -> list[float]:
     """Slices, the sum of their losses for *any*, and of all labels weighted as the metric does."""
-    p = np.clip(one.scores, CLIP, 1 - CLIP)
-    y = one.scan.labels[:, [LABELS.index(label) for label in labels]]
-    losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
-    weights = np.ones(len(labels))
-    weights[0] = ANY_WEIGHT if len(labels) > 1 else 1
-    return [len(y), round(float(losses[:, 0].sum()), 4), round(float((losses @ weights).sum() / weights.sum()), 4)]
+    truth = one.scan.labels[:, [LABELS.index(label) for label in labels]]
+    means = log_loss(one.scores[:, :1], truth[:, :1]), log_loss(one.scores, truth)
+    return [len(truth), *(round(len(truth) * mean, 4) for mean in means)]
 
 
 def _heads(first: int, count: int) -> str:
@@ -209,18 +201,6 @@ def _store(path: Path, stored: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(stored, separators=(",", ":")) + "\n")
     partial.rename(path)
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
-
-
-@cache
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

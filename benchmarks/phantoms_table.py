@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.phantoms_contenders import COMPARISONS, CONTENDERS, LADDER, OURS, PAPERS, Comparison
+from training.judging.intervals import weighted_auc
 
 DRAWS = 2000
 ENOUGH = 3
@@ -206,12 +207,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _area(bearing: NDArray[np.bool_], run: Run, weight: Floats) -> float | None:
     """The AUC of the scans' scores, each scan counted by its weight; None where one kind is missing."""
-    _, ties = np.unique(run.scores, return_inverse=True)
-    positive, negative = np.bincount(ties, weight * bearing), np.bincount(ties, weight * ~bearing)
-    if not positive.sum() or not negative.sum():
-        return None
-    below = np.cumsum(negative) - negative / 2
-    return float(positive @ below / (positive.sum() * negative.sum()))
+    return weighted_auc(bearing, weight, np.unique(run.scores, return_inverse=True)[1])
 
 
 def _loss(column: int, run: Run, weight: Floats) -> float:

@@ -54,7 +54,7 @@ class Header:
         self._dataset = dataset
         self._elements: dict[int, Any] = dict(zip(map(int, dataset.keys()), dataset.values(), strict=True))
 
-    def get_item(self, key: int, *, keep_deferred: bool = True) -> Any:
+    def get_item(self, key: int) -> Any:
         """The element, not converted, or None; what was left unread stays unread."""
         return self._elements.get(key)
 

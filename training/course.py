@@ -62,7 +62,12 @@ class Course:
 
 def sampled(scans: Sequence[Scan], sampling: Sampling, *, run: Run) -> Ahead:
     """Batches of `scans`, numbered and made ahead."""
-    return Ahead(partial(Sampler(scans, sampling).numbered, seed=run.seed), workers=run.workers, stride=run.team.size)
+    return made_ahead(Sampler(scans, sampling), run=run)
+
+
+def made_ahead(sampler: Sampler, *, run: Run) -> Ahead:
+    """The batches of `sampler`, numbered and made ahead."""
+    return Ahead(partial(sampler.numbered, seed=run.seed), workers=run.workers, stride=run.team.size)
 
 
 def follow(

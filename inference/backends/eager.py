@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from inference.backends.rounding import CONVOLUTIONS, BiasInSums, in_halves, widened, with_each_bias
+from inference.backends.rounding import CONVOLUTIONS, in_halves, widened, with_biases_in_sums
 from inference.backends.run import Run
 from inference.device import cpu_has_bf16
 
@@ -58,7 +58,7 @@ def _halve(part: nn.Module, *, own_bias: bool) -> None:
     cannot take it in: there each convolution keeps its `own_bias`, in bfloat16.
     """
     if not own_bias and next(part.parameters()).device.type == "cpu" and cpu_has_bf16():
-        with_each_bias(part, BiasInSums)
+        with_biases_in_sums(part)
     for layer in part.modules():
         if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear):
             layer.to(torch.bfloat16)

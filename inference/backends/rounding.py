@@ -6,8 +6,6 @@ hardly notice. A rounded grey value or bias errs the same way over a whole regio
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -37,12 +35,12 @@ def widened(part: nn.Module) -> nn.Module:
     return part
 
 
-def with_each_bias(part: nn.Module, make: Callable[[nn.Conv2d | nn.Conv3d, Tensor], nn.Module]) -> nn.Module:
-    """Every convolution with a bias is what `make` makes of it now; changes `part` itself."""
+def with_biases_in_sums(part: nn.Module) -> nn.Module:
+    """Every convolution with a bias is a `BiasInSums` now; changes `part` itself."""
     for parent in list(part.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, CONVOLUTIONS) and child.bias is not None:
-                setattr(parent, name, make(child, child.bias))
+                setattr(parent, name, BiasInSums(child, child.bias))
     return part
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +17,11 @@ from inference.combination import Combination
 from inference.decoding import Stored
 from inference.engine import Engine
 from inference.result import Completeness, Outcome, StudyResult
-from inference.series import Criteria, facts, select
+from inference.series import Criteria, select
 from inference.study import EncodedCache, StudyReader
 from node.reading import PACKAGED
 from tests.small_models import small_models
+from tests.stored import stored
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
 
 WHOLE = Completeness(complete=True, reason="whole")
@@ -38,17 +37,6 @@ def exam(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return small_models(tmp_path_factory.mktemp("models"), threshold=0.0)
-
-
-def stored(paths: Iterable[Path]) -> list[Stored]:
-    return [
-        Stored(
-            facts=facts(dcmread(path, stop_before_pixels=True)),
-            path=path,
-            digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
-        for path in paths
-    ]
 
 
 def reader_of(models: dict[str, Path], *, cache_bytes: int = 2**24) -> StudyReader:

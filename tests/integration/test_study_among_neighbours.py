@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from inference.result import Completeness, Outcome, StudyResult
 from inference.series import Criteria, facts, select
 from inference.study import EncodedCache, StudyReader
 from tests.every_family import EVERY, network_of
+from tests.stored import stored
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,14 +36,7 @@ SLICES = 20
 def exam(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     study = make_study(seed=3, spec=replace(EASY, size=128, slices=SLICES), subtypes=("intraparenchymal",))
     paths = write_study(study, tmp_path_factory.mktemp("exam"), maker=MAKERS["ge"], series=("localizer", "axial"))
-    return [
-        Stored(
-            facts=facts(dcmread(path, stop_before_pixels=True)),
-            path=path,
-            digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
-        for path in paths
-    ]
+    return stored(paths)
 
 
 class Reading:

@@ -123,15 +123,20 @@ def bootstrap(
     areas = [
         area
         for _ in range(times)
-        if (area := _weighed(bearing[order], drawn.multinomial(count, [1 / count] * count)[owner][order], ties))
+        if (area := weighted_auc(bearing[order], drawn.multinomial(count, [1 / count] * count)[owner][order], ties))
         is not None
     ]
     low, high = np.quantile(areas, [0.025, 0.975]) if areas else (0.0, 1.0)
     return Interval(value=value, low=float(min(low, value)), high=float(max(high, value)))
 
 
-def _weighed(bearing: NDArray[np.bool_], weight: NDArray[np.int64], ties: NDArray[np.intp]) -> float | None:
-    """The AUC of cases in the order of their scores, each counted `weight` times."""
+def weighted_auc(
+    bearing: NDArray[np.bool_], weight: NDArray[np.int64] | Floats, ties: NDArray[np.intp]
+) -> float | None:
+    """The AUC of cases, each counted `weight` times; None when one class has no weight.
+
+    `ties` are the places of their scores among the different ones, as of ``np.unique(scores, return_inverse=True)``.
+    """
     positive = np.bincount(ties, weight * bearing)
     negative = np.bincount(ties, weight * ~bearing)
     if not positive.sum() or not negative.sum():

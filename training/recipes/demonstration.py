@@ -42,6 +42,7 @@ from training.losses import attention_loss, weighted_log_loss
 from training.recipes import radnet
 from training.recipes.radnet import RadnetRecipe
 from training.stages import Stage, describe, train_sequence, train_stage
+from training.trunk import stage_maps
 
 SEED = 1
 VERSION = "demonstration-1"
@@ -120,13 +121,9 @@ class HelpedTrunk(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (n, labels), and mask logits (n, 5, h, w) of each of the four stages."""
-        t = self.trunk
-        maps: Tensor = t.maxpool(t.relu(t.bn1(t.conv1(images))))  # type: ignore[operator]
-        masks = []
-        for stage, head in zip((t.layer1, t.layer2, t.layer3, t.layer4), self.masks, strict=True):
-            maps = stage(maps)  # type: ignore[operator]
-            masks.append(head(maps))
-        return self.classify(maps.mean((2, 3))), masks
+        maps = stage_maps(self.trunk, images)
+        masks = [head(each) for head, each in zip(self.masks, maps, strict=True)]
+        return self.classify(maps[-1].mean((2, 3))), masks
 
 
 def _stages(stages: Stages, name: str, model: nn.Module, begin: Path | None) -> Stages:

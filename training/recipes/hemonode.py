@@ -32,6 +32,7 @@ from training.losses import attention_loss, weighted_log_loss
 from training.recipe import Recipe
 from training.schedules import warmup_cosine
 from training.stages import CHUNK
+from training.trunk import stage_maps
 
 STAGE_1_SHARE = 0.9
 """Of the minutes, where they end the run."""
@@ -115,15 +116,9 @@ class Helped(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (n, labels), and mask logits (n, 5, h, w) of each of the four stages."""
         trunk, describe = self.both.trained.children()
-        stages = dict(trunk.named_children())
-        maps = images
-        for name in ("layer0",) if "layer0" in stages else ("conv1", "bn1", "relu", "maxpool"):
-            maps = stages[name](maps)
-        masks = []
-        for number, head in enumerate(self.masks, 1):
-            maps = stages[f"layer{number}"](maps)
-            masks.append(head(maps))
-        return describe(maps.mean((2, 3))), masks
+        maps = stage_maps(trunk, images)
+        masks = [head(each) for head, each in zip(self.masks, maps, strict=True)]
+        return describe(maps[-1].mean((2, 3))), masks
 
 
 def loss(model: Helped, batch: Batch, recipe: HemonodeRecipe, *, reach: int, generator: torch.Generator) -> Tensor:

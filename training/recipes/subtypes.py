@@ -26,8 +26,8 @@ from inference.models.classifiers import Classifier, ClassifierConfig
 from inference.preprocess import Preprocessing, brain_fraction, equalising_quantiles
 from inference.result import ANY, SUBTYPES, Json
 from training.augment import Ranges
-from training.course import Course, follow
-from training.dataset import Ahead, Batch, Sampler, Sampling, Scan
+from training.course import Course, follow, made_ahead
+from training.dataset import Batch, Sampler, Sampling, Scan
 from training.errors import DataError, TrainingError
 from training.finder import Search, find_rate
 from training.loop import Run, without_decay
@@ -203,7 +203,7 @@ def train(model: Classifier, scans: Sequence[Scan], *, recipe: BleedingRecipe, r
             model,
             optimizer(model, rates[cycle.state], recipe=recipe),
             _of(model, size=cycle.size),
-            _batches(sampler, run=own),
+            made_ahead(sampler, run=own),
             count=round(sampler.positives / recipe.positive),
             run=own,
         )
@@ -225,7 +225,7 @@ def _found(
         model,
         partial(optimizer, recipe=recipe),
         partial(_of, size=cycle.size),
-        partial(_batches, sampler, run=run),
+        partial(made_ahead, sampler, run=run),
         run=run,
     )
 
@@ -263,10 +263,6 @@ def loss(model: nn.Module, batch: Batch, *, size: int) -> Tensor:
 
 def _of(model: nn.Module, *, size: int) -> Loss:
     return lambda batch, _: loss(model, batch, size=size)
-
-
-def _batches(sampler: Sampler, *, run: Run) -> Ahead:
-    return Ahead(partial(sampler.numbered, seed=run.seed), workers=run.workers, stride=run.team.size)
 
 
 BLEEDING = Recipe(
