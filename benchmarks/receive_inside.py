@@ -63,7 +63,9 @@ def nothing_behind(settings: Settings) -> None:
     scp.stop(grace_seconds=0)
 
 
-def _bare(reactor: str) -> outside.Receiver:
+def bare(reactor: str) -> outside.Receiver:
+    """A receiver that keeps nothing, with this reactor."""
+
     @contextmanager
     def start(folder: Path) -> Iterator[outside.Running]:
         port, (read, write) = free_port(), os.pipe()
@@ -81,7 +83,7 @@ def reactors(home: Path, slice_: Path, *, images: int) -> Iterator[str]:
     yield "| reactor | associations | images/s | CPU ms/image |"
     yield "|---|---|---|---|"
     for reactor in ("event", "library"):
-        with _bare(reactor)(_made(home / reactor)) as running:
+        with bare(reactor)(_made(home / reactor)) as running:
             for associations in (1, 4, 8):
                 case = outside.Case(associations=associations, nodelay=True)
                 cell = outside.measure(running, slice_, case, images=images // associations)

@@ -15,6 +15,7 @@ from pynetdicom.presentation import PresentationContext, build_context, build_ro
 
 from node.config import RemoteSection
 from node.errors import PeerRefused, PeerUnreachable
+from node.steady import steady
 
 DEFAULT_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 MAXIMUM_PDU_SIZE = 131072
@@ -70,7 +71,7 @@ def associate(
         raise PeerUnreachable(f"{where}: {_why(association)}")
     without_delay(association)
     try:
-        yield association
+        yield steady(association)
     except BaseException:
         association.abort()
         raise

@@ -24,6 +24,7 @@ from node.query.archive import STUDY_ROOT
 from node.query.together import together
 from node.receive import store
 from node.receive.scp import Scp
+from node.steady import steady
 from tests.receiving import settings_of
 from tests.worklist_node import serving
 
@@ -96,7 +97,7 @@ class Asker:
             HOST, self.port, contexts=contexts, ae_title=OWN, ext_neg=list(ext_neg),
             evt_handlers=[(evt.EVT_C_STORE, self._store)],
         )  # fmt: skip
-        assert association.is_established
+        assert steady(association).is_established
         try:
             yield association
         finally:

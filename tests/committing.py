@@ -24,6 +24,7 @@ from node.query.together import together
 from node.receive import commitment, mpps
 from node.receive.held import check_due
 from node.receive.scp import Scp
+from node.steady import steady
 from tests.receiving import listening
 from tests.worklist_node import HOST, serving
 
@@ -87,7 +88,7 @@ class Scanner:
         for syntax in (PUSH_MODEL, *more):
             entity.add_requested_context(syntax)
         handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self.hear)]
-        association = entity.associate(HOST, port, ae_title="HEMONODE", evt_handlers=handlers)
+        association = steady(entity.associate(HOST, port, ae_title="HEMONODE", evt_handlers=handlers))
         assert association.is_established
         try:
             yield association

@@ -32,6 +32,7 @@ from node.receive.intake import StoreRequest
 from node.receive.scp import Scp
 from node.receive.spool import Spooled
 from node.service import Service
+from node.steady import steady
 
 DEADLINE_SECONDS = 20.0
 HEADER_BYTES = 128 + 4
@@ -181,7 +182,8 @@ def requested(
         (evt.EVT_CONN_OPEN, lambda event: sockets.append(event.assoc.dul.socket.socket)),
         (evt.EVT_CONN_CLOSE, lambda _: sockets.pop().close()),
     ]
-    return scanner.associate("127.0.0.1", scp.port, contexts=offered, ae_title=called, evt_handlers=handlers)
+    asked = scanner.associate("127.0.0.1", scp.port, contexts=offered, ae_title=called, evt_handlers=handlers)
+    return steady(asked)
 
 
 def rejection(association: Association) -> tuple[int, int, int]:

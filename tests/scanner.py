@@ -16,6 +16,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
+from node.steady import steady
 from training.sources.phantom import EASY, MAKERS, PhantomStudy, make_study, write_study
 
 META_LENGTH_AT = 128 + 4 + 8  # preamble, prefix, tag and VR of (0002,0000)
@@ -108,7 +109,7 @@ class Scanner:
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.timeout
         entity.connection_timeout = self.timeout
         contexts = [build_context(sop_class, syntax) for sop_class, syntax in sorted(kinds)]
-        association = entity.associate("127.0.0.1", self.port, contexts=contexts, ae_title=self.called)
+        association = steady(entity.associate("127.0.0.1", self.port, contexts=contexts, ae_title=self.called))
         if not association.is_established:
             return waiting
         self.associations += 1

@@ -32,6 +32,7 @@ from node.query import ups
 from node.query import worklist as modality_worklist
 from node.query.together import together
 from node.receive.scp import Scp
+from node.steady import steady
 
 OWN = "HEMONODE"
 PUSH, WATCH, PULL, EVENT, QUERY = (f"1.2.840.10008.5.1.4.34.6.{number}" for number in range(1, 6))
@@ -153,7 +154,7 @@ def associated(port: int, *syntaxes: str, calling: str = "PACS") -> Iterator[Ass
     entity = ApplicationEntity(calling)
     for syntax in syntaxes:
         entity.add_requested_context(syntax)
-    association = entity.associate(HOST, port, ae_title=OWN)
+    association = steady(entity.associate(HOST, port, ae_title=OWN))
     assert association.is_established
     try:
         yield association

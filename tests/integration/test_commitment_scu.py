@@ -28,6 +28,7 @@ from node.deliver.commitment import ask, settle
 from node.deliver.outbox import deliver_due
 from node.deliver.store import store_report
 from node.report.filing import file_report
+from node.steady import steady
 from tests.committing import AT_ONCE, NEVER, offering, settings_of
 from tests.tools.reporting import Node, concluded, of_study, received
 from tests.tools.reports import POSITIVE, STUDY_UID, slices
@@ -93,7 +94,7 @@ class Pacs:
         entity = ApplicationEntity("PACS")
         entity.add_requested_context(PUSH_MODEL)
         role = [build_role(PUSH_MODEL, scp_role=True)]
-        association = entity.associate(HOST, port, ae_title="HEMONODE", ext_neg=role)  # type: ignore[arg-type]
+        association = steady(entity.associate(HOST, port, ae_title="HEMONODE", ext_neg=role))  # type: ignore[arg-type]
         assert association.is_established
         try:
             return self.tell(association, self.asked[number])

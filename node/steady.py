@@ -1,0 +1,66 @@
+"""A client's association whose answers reach who asked: mends a race in pynetdicom's reactor.
+
+Each ``send_…()`` of pynetdicom holds up the association's own thread, so that this does not take the answer away, and
+then waits until it is held. But that thread says that it is held before it stands at its checkpoint, and also when it
+walks right through. On a busy machine it then takes the answer, drops it as unexpected, and whoever asked waits until
+his time is up.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import cast
+
+from pynetdicom.association import Association
+
+LOOK_SECONDS = 0.05
+"""Between two looks whether the association's thread is still there."""
+
+RELIED_ON = ("_reactor_checkpoint",)
+"""What is private of pynetdicom here; a test looks whether it is still there."""
+
+
+def steady(association: Association) -> Association:
+    """The association itself; from now on its own thread is really held while somebody waits for an answer."""
+    association._reactor_checkpoint = cast(threading.Event, Checkpoint(association))
+    return association
+
+
+class Checkpoint:
+    """Where the association's thread is held while it is closed; takes the place of pynetdicom's ``threading.Event``.
+
+    Unlike with an event, whoever closes it goes on only when that thread stands before it, or has ended.
+    """
+
+    def __init__(self, held_up: threading.Thread) -> None:
+        self._held_up = held_up
+        self._changed = threading.Condition()
+        self._open = True
+        self._stands = False
+
+    def is_set(self) -> bool:
+        """Whether it is open."""
+        return self._open
+
+    def set(self) -> None:
+        """It is open."""
+        with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """It is closed, and the thread stands before it; the thread itself is not waited for by itself."""
+        with self._changed:
+            self._open = False
+            while threading.current_thread() is not self._held_up and not self._stands and self._held_up.is_alive():
+                self._changed.wait(LOOK_SECONDS)
+
+    def wait(self) -> bool:
+        """It has been passed, when it is open."""
+        with self._changed:
+            self._stands = True
+            self._changed.notify_all()
+            while not self._open:
+                self._changed.wait()
+            self._stands = False
+        return True
