@@ -26,7 +26,7 @@ from inference.device import usable_threads
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
 
 STAGES = ("decode", "prepare", "network", "decide")
-OURS = "ours"
+OURS, OURS_WITH_TORCH = "ours", "ours with torch"
 NEWCOMER = "newcomer fp32"
 LONG = 300
 """Slices of a thin-slice study; only we read one, the others take so much longer per slice as with forty."""
@@ -103,12 +103,12 @@ def rows_of(network: str, found: Mapping[str, Mapping[str, Any]], *, roofline: f
     """The network's rows of the three tables: by contender, by stage, and what could not be measured."""
     ours = found[OURS]
     seconds = {name: whole(answer) for name, answer in found.items()}
-    others = {name: value for name, value in seconds.items() if name != OURS}
+    others = {name: value for name, value in seconds.items() if name not in (OURS, OURS_WITH_TORCH)}
     best = min(others.values(), default=float("inf"))
     cells = [f"{1000 * seconds[name]:.0f}" if seconds[name] < float("inf") else "–" for name in found]
     compared = [
-        f"{best / seconds[OURS]:.2f}",
-        f"{seconds.get(NEWCOMER, float('inf')) / seconds[OURS]:.1f}",
+        f"{best / seconds[OURS]:.2f}" if best < float("inf") else "–",
+        f"{seconds[NEWCOMER] / seconds[OURS]:.1f}" if seconds.get(NEWCOMER, float("inf")) < float("inf") else "–",
         f"{ours.get('network', 0.0) / roofline:.1f}",
     ]
     stages = [f"{1000 * ours.get(stage, 0.0):.0f}" for stage in STAGES]

@@ -89,13 +89,13 @@ def loaded(name: str) -> LoadedModel:
 class Ours:
     """The engine as a worker has it."""
 
-    def __init__(self, name: str, device: str, batch: int | None) -> None:
+    def __init__(self, name: str, device: str, batch: int | None, *, backend: str = "auto") -> None:
         keep_freed_memory()
         torch.set_num_threads(usable_threads())
         self._watch = Stopwatch(device)
         self._model = loaded(name)
         ladder = processors(device)[:1]
-        self.engine = Engine([self._model], ladder=ladder, chunk=batch, backend="auto", encode=self._run)
+        self.engine = Engine([self._model], ladder=ladder, chunk=batch, backend=backend, encode=self._run)
         self._costly_decide = self._model.on(Processor(device="cpu", bf16=False)).costly_decide
         self.engine.warm_up()
 
@@ -242,6 +242,7 @@ CONTENDERS: dict[str, Callable[[str, str, int | None], Ours | Plain]] = {
     "eager bf16": lambda name, device, _: Plain(name, device, autocast),
     "onnxruntime": lambda name, device, _: Plain(name, device, onnxruntime),
     "openvino": lambda name, device, _: Plain(name, device, openvino),
+    "ours with torch": partial(Ours, backend="torch"),
     "ours": Ours,
 }
 

@@ -146,7 +146,7 @@ def _train(contender: Contender, out: Path, *, seed: int, asked: argparse.Namesp
             cache_gb=CACHE_GB,
             seed=seed,
             shares=SHARES,
-            values={"epochs": asked.epochs} | contender.values,
+            values={"epochs": asked.epochs} | ({"sizes": [asked.side]} if contender.sized else {}) | contender.values,
             architecture={"size": asked.side} | contender.architecture,
             validate_every=NEVER,
         )
@@ -164,13 +164,14 @@ def judged(card: ModelCard, readings: Sequence[Read]) -> dict[str, Any]:
             everything = np.append(everything, one.scores[:, 0])
             truth = np.append(truth, one.scan.labels[:, 0])
             losses[one.scan.facts.study_uid] = _losses(one, list(card.labels))
+    whole = len(losses) == len(readings)  # a network that says nothing of blank slices is judged by scans alone
     return {
         "labels": len(card.labels),
         "rule": card.rule.to_json(),
         "scans": {one.scan.facts.study_uid: round(float(s), 5) for one, s in zip(readings, scores, strict=True)},
-        "losses": losses,
-        "slice_auc": auc(everything, truth) if len(truth) else None,
-        "prior_losses": _prior_losses(card, readings) if losses else None,
+        "losses": losses if whole else {},
+        "slice_auc": auc(everything, truth) if whole else None,
+        "prior_losses": _prior_losses(card, readings) if whole else None,
     }
 
 

@@ -2,7 +2,9 @@
 
 Two changes are made to all of them, because everything here begins from random weights and has to end on a machine
 without a GPU: the image has `side` pixels instead of the papers' 250 to 512, and trunks are ResNet-18. Learning rates
-that only continue ImageNet weights (10⁻⁵ of Vultur's 2D network) are raised; every other value is the recipe's own.
+that only continue ImageNet weights (10⁻⁵ of Vultur's 2D network) are raised. Khandelwal's, whose batches, search of a
+learning rate and sizes of image take more slices than there are, gets one size and a batch of 64 with the rate that
+goes with it. Every other value is the recipe's own.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ class Contender:
         The contender whose first stage, with the same seed, stands for its own, which would be the same once more.
     weights_of : str
         The contender whose weights, with the same seed, are read with this network: nothing is trained.
+    sized : bool
+        Its recipe goes through several sizes of image, of which it is given the last alone.
     """
 
     recipe: str
@@ -31,6 +35,7 @@ class Contender:
     values: dict[str, Any] = field(default_factory=dict)
     first_stage_of: str = ""
     weights_of: str = ""
+    sized: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,12 @@ PAPERS: dict[str, Contender] = {
     "resnet_2d": Contender(recipe="resnet_2d", said="2D ResNet-18 (Vultur)", values={"rate": 3e-4}),
     "cnn_lstm": Contender(recipe="cnn_lstm", said="CNN-LSTM (Nguyen)", architecture=RESNET18),
     "adjacent": Contender(recipe="adjacent", said="adjacent slices (Ngo)", architecture=RESNET18, values={"folds": 1}),
+    "bleeding": Contender(
+        recipe="bleeding",
+        said="ResNet-18, bleed or not (Khandelwal)",
+        values={"batch": 64, "rate": 1e-3},
+        sized=True,
+    ),
     "resnet_3d": Contender(recipe="resnet_3d", said="3D ResNet-18, whole scan (Vultur)", architecture={"depth": 32}),
     "resnet_3d_five": Contender(recipe="resnet_3d_five", said="3D ResNet-18, five slices (Vultur)"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -26,6 +27,27 @@ def at_most(threads: int) -> Iterator[None]:
 def one_thread() -> AbstractContextManager[None]:
     """Torch computes with one thread."""
     return at_most(1)
+
+
+def threads_of_one(name: str, count: int) -> ThreadPoolExecutor:
+    """`count` threads, all of them started, in each of which torch computes with one thread.
+
+    Left to itself, torch would give each of them as many helpers as the process may have cores, which wait for work by
+    keeping those cores busy.
+    """
+    usual = torch.get_num_threads()
+    everybody = Barrier(count + 1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_alone)
+    for _ in range(count):
+        pool.submit(everybody.wait)
+    everybody.wait()
+    torch.set_num_threads(usual)  # some of torch's libraries know one number for all threads: the last one set
+    return pool
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread takes over the number last set anywhere when it first asks, and never again
 
 
 def in_threads(work: Callable[[T], None], pieces: Sequence[T]) -> None:

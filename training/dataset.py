@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import compress
@@ -22,6 +22,7 @@ from inference.errors import UnreadablePixels
 from inference.models.scan_model import steps_of
 from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES, Json
+from inference.threads import threads_of_one
 from training.augment import Ranges, draw, draw_grid, perturb, warp
 from training.cache import VolumeCache
 from training.errors import DataError
@@ -358,7 +359,7 @@ class Ahead:
     def __init__(self, make: Callable[[int], Batch], *, workers: int = 2, stride: int = 1) -> None:
         self._make, self._stride = make, stride
         self._ahead = 2 * workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+        self._pool = threads_of_one("batches", workers)
         self._coming: dict[int, Future[Batch]] = {}
 
     def __call__(self, number: int) -> Batch:

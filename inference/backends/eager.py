@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from inference.backends.parting import parted
 from inference.backends.rounding import CONVOLUTIONS, in_halves, widened, with_biases_in_sums
 from inference.backends.run import Run
 from inference.device import cpu_has_bf16
@@ -22,8 +23,10 @@ def eager(part: nn.Module, *, bf16: bool, memory_format: torch.memory_format, to
     Weights are converted once. Autocast would do it again for every batch, and normalise in two passes over the maps.
     """
     part = folded(copy.deepcopy(part))
+    on_cpu = next(part.parameters()).device.type == "cpu"
     if bf16:
-        _halve(widened(part), own_bias=to_be_compiled)
+        part = widened(part)
+        _halve(parted(part) if on_cpu else part, own_bias=to_be_compiled)
     part = part.to(memory_format=memory_format)
 
     def run(images: Tensor) -> Tensor:

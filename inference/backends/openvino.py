@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from inference.backends.eager import folded
 from inference.backends.failure import BackendFailed
-from inference.backends.rounding import put_halves, widened
-from inference.threads import in_threads
+from inference.backends.parting import parted
+from inference.backends.rounding import in_wide_halves, widened
 
 TRACED_SIDE = 64
 """Rows and columns of the image with which a network is traced: no network here computes otherwise on larger ones."""
@@ -39,7 +39,7 @@ class OpenVino:
     def __init__(self, part: nn.Module, *, shape: Sequence[int], bf16: bool) -> None:
         self._bf16 = bf16
         if bf16:
-            part = widened(folded(copy.deepcopy(part).eval()))
+            part = parted(widened(folded(copy.deepcopy(part).eval())))
             shape = (2 * shape[0], *shape[1:])
         self._shape = tuple(shape)
         try:
@@ -58,13 +58,8 @@ class OpenVino:
 
     def _as_taken(self, images: Tensor) -> NDArray[np.float32]:
         """The images as the compiled network takes them; float32 also in halves, which OpenVINO reorders faster."""
-        if not self._bf16:
-            return images.contiguous().numpy()
-        halves = images.new_empty((len(images), *self._shape))
-        share = -(-len(images) // torch.get_num_threads())
-        parts = [slice(start, start + share) for start in range(0, len(images), share)]
-        in_threads(lambda part: put_halves(images[part], halves[part]), parts)
-        return halves.numpy()
+        images = images.contiguous()
+        return (in_wide_halves(images) if self._bf16 else images).numpy()
 
 
 def _compiled(part: nn.Module, *, shape: tuple[int, ...], bf16: bool) -> Any:

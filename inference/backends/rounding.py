@@ -9,22 +9,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from inference.threads import in_threads
+
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+LEADING_HALF = -(1 << 16)
+"""The bits of a float32 that a bfloat16 has too."""
 
 
 def in_halves(images: Tensor, *, memory_format: torch.memory_format) -> Tensor:
     """Images (n, 2 · channels, …), bfloat16: rounded, then what that leaves; together they have sixteen digits."""
     shape = (images.shape[0], 2 * images.shape[1], *images.shape[2:])
     halves = torch.empty(shape, dtype=torch.bfloat16, device=images.device, memory_format=memory_format)
-    put_halves(images, halves)
+    coarse, fine = halves.chunk(2, 1)
+    coarse.copy_(images)
+    torch.sub(images, coarse, out=fine)
     return halves
 
 
-def put_halves(images: Tensor, halves: Tensor) -> None:
-    """`halves` (n, 2 · channels, …), bfloat16 or float32 numbers that are as short, are those of `images` now."""
-    coarse, fine = halves.chunk(2, 1)
-    coarse.copy_(images.to(torch.bfloat16))
-    torch.sub(images, coarse, out=fine)
+def in_wide_halves(images: Tensor) -> Tensor:
+    """As `in_halves`, in float32 (n, 2 · channels, …), contiguous: cut off instead of rounded, which is faster.
+
+    `images` are float32, on a CPU.
+    """
+    halves = images.new_empty((images.shape[0], 2 * images.shape[1], *images.shape[2:]))
+
+    def put(part: slice) -> None:
+        coarse, fine = halves[part].chunk(2, 1)
+        torch.bitwise_and(images[part].view(torch.int32), LEADING_HALF, out=coarse.view(torch.int32))
+        torch.sub(images[part], coarse, out=fine)
+
+    share = -(-len(images) // torch.get_num_threads())
+    in_threads(put, [slice(start, start + share) for start in range(0, len(images), share)])
+    return halves
 
 
 def widened(part: nn.Module) -> nn.Module:

@@ -26,13 +26,15 @@ from inference.backends.compiled import compiled
 from inference.backends.eager import eager
 from inference.backends.graphs import Graph
 from inference.backends.openvino import OpenVino
+from inference.backends.parting import MOST_CHANNELS, Parted, parted
 from inference.backends.pieces import InPieces
+from inference.backends.rounding import in_wide_halves
 from inference.device import Processor, usable_threads
 from inference.engine import Engine, LoadedModel
 from inference.models import FAMILIES, ScanModel
 from inference.neighbours import windows
 from inference.result import ModelReading
-from inference.threads import one_thread
+from inference.threads import at_most, one_thread, threads_of_one
 from tests.every_family import EVERY, head, network_of
 from tests.small_scan import images, places, read
 
@@ -169,6 +171,25 @@ def test_openvino_rounds_no_bias_with_and_without_a_shortcut() -> None:
     torch.testing.assert_close(run(torch.ones(2, 1, 64, 64)), torch.tensor([[fine, 2 * fine]] * 2))
 
 
+def test_a_convolution_over_volumes_with_many_channels_is_a_sum_of_several() -> None:
+    torch.manual_seed(0)
+    many = nn.Conv3d(MOST_CHANNELS + 44, 8, 3, padding=4, dilation=4)
+    network = nn.Sequential(nn.Conv3d(2, MOST_CHANNELS + 44, 1), nn.ReLU(), many, nn.Conv3d(8, 8, 1))
+    maps = torch.randn(2, 2, 6, 9, 9)
+    with torch.inference_mode():
+        expected = network(maps)
+        assert [type(layer) for layer in parted(network)] == [nn.Conv3d, nn.ReLU, Parted, nn.Conv3d]
+        torch.testing.assert_close(network(maps), expected, rtol=1e-5, atol=1e-5)
+    assert [few.in_channels for few in network[2].parts] == [MOST_CHANNELS, 44]
+
+
+def test_both_halves_of_an_image_together_have_all_that_two_short_numbers_hold() -> None:
+    images = torch.randn(3, 2, 8, 8) * 100
+    coarse, fine = in_wide_halves(images).chunk(2, 1)
+    assert torch.equal(coarse.bfloat16().float(), coarse)
+    torch.testing.assert_close(coarse + fine.bfloat16().float(), images, rtol=2**-15, atol=0)
+
+
 @needs_openvino
 def test_openvino_reports_to_nobody() -> None:
     OpenVino(Costly(network_of("radnet")), shape=(1, 64, 64), bf16=False)
@@ -287,3 +308,12 @@ def test_two_threads_of_one_core_count_once(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text("0-1023\n")
     assert usable_threads(cgroup=tmp_path / "none", topology=tmp_path) == 1
+
+
+def test_threads_of_one_compute_alone_and_leave_the_others_their_helpers() -> None:
+    with at_most(2):
+        usual = torch.get_num_threads()
+        with threads_of_one("some", 3) as pool:
+            inside = list(pool.map(lambda _: torch.get_num_threads(), range(12)))
+            assert set(inside) == {1}
+            assert torch.get_num_threads() == usual
