@@ -79,7 +79,7 @@ def stacks(facts: Sequence[InstanceFacts]) -> tuple[Stack, ...]:
     groups: dict[tuple[object, ...], list[Plane]] = defaultdict(list)
     normals: list[tuple[float, float, float]] = []
     numbered: dict[Orientation | None, int | None] = {None: None}
-    for plane in _planes(facts):
+    for plane in planes_of(facts):
         head = plane.facts
         orientation = head.orientations[plane.index]
         if orientation not in numbered:
@@ -105,7 +105,8 @@ def _stack(planes: Sequence[Plane]) -> Stack:
     return Stack(planes=tuple(planes), geometry=stack_geometry(planes))
 
 
-def _planes(facts: Sequence[InstanceFacts]) -> list[Plane]:
+def planes_of(facts: Sequence[InstanceFacts]) -> list[Plane]:
+    """Every plane of the instances: one for each frame."""
     return [
         Plane(facts=f, frame=frame if f.number_of_frames is not None and f.frames > 1 else None)
         for f in facts

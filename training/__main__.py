@@ -23,6 +23,7 @@ from inference import card as cards
 from inference.errors import InferenceError
 from inference.series import Criteria
 from training import evaluate as judging
+from training import headers
 from training import run as running
 from training.cache import DEFAULT_GB, VolumeCache
 from training.dataset import prepare_all
@@ -36,6 +37,7 @@ from training.judging.slot import Slot
 from training.judging.waiting import Site
 from training.loop import keep_memory
 from training.recipes import RECIPES
+from training.recipes.metadata_forest import NAME as HEADERS
 from training.sources.named import open_source
 from training.team import ALONE, device_of, joined
 
@@ -67,7 +69,7 @@ CACHE = Path("runs/cache")
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help=f"One of {', '.join(RECIPES)}.")],
+    recipe: Annotated[str, typer.Argument(help=f"One of {', '.join((*RECIPES, HEADERS))}.")],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Everything of this run; the same command continues it.")],
     test: Annotated[list[str] | None, typer.Option(help="Sources to test on, in place of a share of --data.")] = None,
@@ -106,7 +108,10 @@ def train(
         workers=workers,
     )
     with joined() as team, _bars(quiet=not team.leads) as progress:
-        card = running.train(asked, team=team, told=_told(progress))
+        if recipe == HEADERS:
+            card = headers.train(asked, told=_told(progress)) if team.leads else None
+        else:
+            card = running.train(asked, team=team, told=_told(progress))
     if card is not None:
         sys.stdout.write(f"{out / 'model'}: {card.name}, SHA-256 {card.sha256}\n")
 

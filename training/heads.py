@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from inference.facts import facts
 from inference.result import Json
+from inference.stacks import planes_of
 from training.dataset import Scan
-from training.sources.phantom import PRESETS, Spec, make_study
+from training.sources.folder import of_planes
+from training.sources.phantom import MAKERS, PRESETS, Spec, make_study
+from training.sources.phantom.dicom import instances
 from training.study import Arrays, CohortFacts, LabelledStudy, slice_digests, volume_key
+
+SMALL = 64
+"""Rows and columns of a head of which only the headers are wanted."""
 
 DRAWN = 2
 """Raised when a seed draws another head, so that no cache gives the old one."""
@@ -52,6 +59,7 @@ def studies(heads: Heads) -> Iterator[LabelledStudy]:
             group=preset,
             key=volume_key("phantom", DRAWN, seed, asdict(spec)),
             decode=partial(_drawn, seed, spec),
+            headers=partial(_headers, seed, spec),
             facts=CohortFacts(thickness_mm=spec.thickness_mm, spacing_mm=spec.thickness_mm),
         )
 
@@ -81,3 +89,13 @@ def _drawn(seed: int, spec: Spec) -> Arrays:
         "labels": study.labels,
         "masks": np.asarray(bits, np.uint8),
     }
+
+
+def _headers(seed: int, spec: Spec) -> Arrays:
+    """What a scanner of one maker after the other would write into the headers, without drawing more than it must."""
+    study: Any = make_study(seed=seed, spec=replace(spec, size=SMALL))
+    maker = list(MAKERS.values())[seed % len(MAKERS)]
+    planes = planes_of([facts(header) for header in instances(study, maker=maker)])
+    along = np.argsort(study.positions[:, 2])
+    planes.sort(key=lambda plane: plane.facts.positions[0][2] if plane.facts.positions[0] else 0.0)
+    return {**of_planes(planes), "labels": study.labels[along]}

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from training.metrics import auc, log_loss
 from training.reading import read
 from training.recipe import FromSlices, Recipe
 from training.recipes import RECIPES
+from training.recipes.metadata_forest import NAME as HEADERS
 from training.record import RunLog
 from training.sources.named import open_source
 from training.stages import describe
@@ -93,6 +94,7 @@ class Asked:
     workers: int = 2
 
 
+Values = TypeVar("Values", bound=Json)
 Told = Callable[[str, int | None], Callable[[int], None]]
 """Begins a progress bar with this text and total, and gives what moves it to a place."""
 
@@ -106,7 +108,7 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
         Something asked for is not there, patients or pixels stand on two sides, or the loss diverged.
     """
     recipe = _recipe(asked)
-    values = _changed(recipe.values(), asked.values, "--set")
+    values = changed(recipe.values(), asked.values, "--set")
     model = _network(recipe, asked)
     start = _started(model, asked.start_from)
     pretrained = asked.start_from is not None and "trunk" not in start.untrained
@@ -116,7 +118,7 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
         listed = manifest.of(
             sides, said={"data": asked.data, "test": asked.test, "seed": asked.seed, "start": str(start)}
         )
-        _same_data(asked.out / DATASET_FILE, listed)
+        same_data(asked.out / DATASET_FILE, listed)
     watch = Watch(labels=recipe.labels)
     if team.leads:
         watch.data(sides["training"])
@@ -225,11 +227,12 @@ class _Session:
 
 def _recipe(asked: Asked) -> Recipe:
     if asked.recipe not in RECIPES:
-        raise TrainingError(f"no recipe {asked.recipe!r}; there are {', '.join(RECIPES)}")
+        raise TrainingError(f"no recipe {asked.recipe!r}; there are {', '.join((*RECIPES, HEADERS))}")
     return RECIPES[asked.recipe]
 
 
-def _changed(values: Json, changes: dict[str, Any], option: str) -> Json:
+def changed(values: Values, changes: dict[str, Any], option: str) -> Values:
+    """The values with some of them changed. Raises ``TrainingError``: there is no such value, or none of this kind."""
     before = values.to_json()
     if unknown := sorted(set(changes) - set(before)):
         raise TrainingError(f"{option}: no {', '.join(unknown)}; there are {', '.join(before)}")
@@ -297,7 +300,7 @@ def _sides(
     """The prepared scans of each side, and how they were prepared; an overlap is refused."""
     index = asked.cache / "index"
     studies = [study for text in asked.data for study in open_source(text, index=index)]
-    dealt = split([study.patient for study in studies], shares=_shares(asked), seed=asked.seed)
+    dealt = split([study.patient for study in studies], shares=shares_of(asked), seed=asked.seed)
     if isinstance(recipe.preprocessing, FromSlices):
         seen = sampled_volumes([one for one in studies if one.patient in set(dealt[0])], cache=cache, seed=asked.seed)
         preprocessing = recipe.preprocessing.make(model.size, values, seen)
@@ -327,13 +330,13 @@ def _sides(
     return sides, preprocessing
 
 
-def _shares(asked: Asked) -> tuple[float, ...]:
-    """Of training and validation alone where the test has a source of its own."""
+def shares_of(asked: Asked) -> tuple[float, ...]:
+    """Shares of the sides: of training and validation alone where the test has a source of its own."""
     kept = asked.shares[:2] if asked.test else asked.shares
     return tuple(share / sum(kept) for share in kept)
 
 
-def _same_data(path: Path, listed: bytes) -> None:
+def same_data(path: Path, listed: bytes) -> None:
     """The list stands in `path`; a run that was begun with other studies is not continued."""
     if path.exists() and path.read_bytes() != listed:
         raise DataError(f"{path}: this run was begun with other studies or labels; take another --out")

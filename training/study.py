@@ -65,6 +65,10 @@ class LabelledStudy:
         Digest (hex) of all that the decoded volume depends on: files, or seed and specification.
     decode : callable
         Makes the volume; can be sent to another process.
+    headers : callable or None
+        What the headers say of the slices, without their pixels: *header*, float32 (slices, d) in the order of
+        `inference.metadata.FACTS`, with *uids* and *labels* as `Arrays` has them, in any order of slices. None where
+        the source has no DICOM headers.
     labels : six of 0, 1, None
         Of the whole study.
     slice_labels : mapping or None
@@ -82,6 +86,7 @@ class LabelledStudy:
     group: str = ""
     key: str
     decode: Callable[[], Arrays]
+    headers: Callable[[], Arrays] | None = None
     labels: Labels = UNKNOWN
     slice_labels: Mapping[str, Labels] | None = None
     readers: Mapping[str, Labels] = field(default_factory=dict)

@@ -29,7 +29,7 @@ class Parted(nn.Module):
     def __init__(self, convolution: nn.Conv3d) -> None:
         super().__init__()
         self.parts = nn.ModuleList()
-        for number, weights in enumerate(convolution.weight.split(MOST_CHANNELS, 1)):
+        for number, weights in enumerate(torch.split(convolution.weight, MOST_CHANNELS, dim=1)):
             few = copy.deepcopy(convolution)
             few.in_channels = weights.shape[1]
             few.weight = nn.Parameter(weights.detach().clone(), requires_grad=False)
@@ -39,7 +39,7 @@ class Parted(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """As the convolution, but for the order in which it adds."""
-        sums = [few(some) for few, some in zip(self.parts, maps.split(MOST_CHANNELS, 1), strict=True)]
+        sums = [few(some) for few, some in zip(self.parts, torch.split(maps, MOST_CHANNELS, dim=1), strict=True)]
         total: Tensor = sums[0]
         for more in sums[1:]:
             total = torch.add(total, more)

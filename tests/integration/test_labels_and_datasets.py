@@ -18,6 +18,7 @@ from db.engine import Database
 from db.instances import NewInstance, add
 from db.labels import Given, NewLabel
 from db.states import LabelSource
+from inference.metadata import FACTS
 from inference.result import LABELS
 from inference.series import Criteria, facts
 from node.labels import LabelsRefused, import_table
@@ -181,6 +182,11 @@ def test_a_frozen_data_set_is_read_from_its_list_and_files_alone(
     found = first.label_slices(volume)
     assert found[place, LABELS.index("intraparenchymal")] == found[place, 0] == 1
     assert np.isnan(np.delete(found[:, 0], place)).all()
+    assert first.headers is not None
+    headers = first.headers()
+    assert set(headers["uids"].tolist()) == set(volume["uids"].tolist())
+    assert headers["header"].shape == (16, len(FACTS))
+    assert first.label_slices(headers)[headers["uids"].tolist().index(middle), 0] == 1
     assert first.facts.manufacturer == "GE MEDICAL SYSTEMS"
     with pytest.raises(DataError, match="a frozen data set is not changed"):
         freezing.write(content, path)

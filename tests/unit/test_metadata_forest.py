@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,18 @@ from inference.combination import Combination
 from inference.decoding import Stored
 from inference.engine import Engine
 from inference.metadata import ABSENT, FACTS, HeaderModel, header_facts
-from inference.models import build
+from inference.models import MetadataForest, build
 from inference.preprocess import Preprocessing, prepare
 from inference.result import ANY, Completeness, Outcome
 from inference.series import Criteria, InstanceFacts, Plane, facts
 from inference.study import EncodedCache, StudyReader
+from tests.public_sets import Rsna
 from tests.small_scan import CPU
-from training.errors import DataError
-from training.recipes.metadata_forest import Slices, export, grow, judged, main
+from training.errors import DataError, TrainingError
+from training.headers import train
+from training.recipes.metadata_forest import NAME, ForestRecipe, Slices, as_arrays, grow, judged
+from training.run import Asked
+from training.sources.named import open_source
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
 
 
@@ -38,21 +43,31 @@ def noise(count: int = 600, *, seed: int = 0) -> Slices:
 
 @pytest.fixture(scope="module")
 def forest() -> RandomForestClassifier:
-    return grow(noise(), trees=25, seed=1)
+    return grow(noise(), recipe=ForestRecipe(trees=25), seed=1)
 
 
 @pytest.fixture(scope="module")
-def stored(forest: RandomForestClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "forest"
-    export(directory, forest, figures={}, data="noise")
-    return directory
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A forest of phantom heads, as `hemonode train` writes it."""
+    folder = tmp_path_factory.mktemp("forest")
+    train(asked(folder, count=12))
+    return folder / "model"
 
 
-def test_stored_and_loaded_it_has_the_probabilities_of_scikit_learn(
-    forest: RandomForestClassifier, stored: Path
-) -> None:
-    card, state = load(stored)
-    network = build(card)
+def asked(folder: Path, *, count: int, **changes: Any) -> Asked:
+    return Asked(
+        recipe=NAME,
+        data=(f"phantom:count={count},first=70000,presets=easy,sizes=512,thicknesses=5",),
+        out=folder,
+        cache=folder / "cache",
+        cache_gb=1,
+        **({"values": {"trees": 20}} | changes),
+    )
+
+
+def test_as_arrays_it_has_the_probabilities_of_scikit_learn(forest: RandomForestClassifier) -> None:
+    config, state = as_arrays(forest)
+    network = MetadataForest(config)
     network.load_state_dict(state)
     unseen = noise(300, seed=2).facts
     # Also at the very limits, where one rounding would send a slice the other way.
@@ -65,7 +80,7 @@ def test_stored_and_loaded_it_has_the_probabilities_of_scikit_learn(
 
 
 def test_its_directory_holds_numbers_and_a_card_and_nothing_that_runs(stored: Path) -> None:
-    assert sorted(path.name for path in stored.iterdir()) == ["card.json", "weights.safetensors"]
+    assert sorted(path.name for path in stored.iterdir()) == ["card.json", "dataset.json", "weights.safetensors"]
     card = json.loads((stored / "card.json").read_text())
     assert card["preprocessing"]["header"] == list(FACTS)
     assert card["demonstration"]
@@ -119,12 +134,49 @@ def test_a_study_is_read_by_its_headers_alone(stored: Path, tmp_path: Path) -> N
     assert "not one pixel" in reading.warnings[0]
 
 
-def test_on_phantoms_whose_headers_know_nothing_it_is_no_better_than_chance(tmp_path: Path) -> None:
-    main(["--out", str(tmp_path / "forest"), "--heads", "8", "--trees", "20"])
-    card, _state = load(tmp_path / "forest")
+def test_on_phantoms_whose_headers_know_nothing_it_is_no_better_than_chance(stored: Path) -> None:
+    card, _state = load(stored)
     accuracy = card.figures["headers_only"]["accuracy"]
     assert accuracy["low"] < 0.75, "half of the slices bleed, and z alone tells little"
-    assert accuracy["cases"] > 20
+    assert accuracy["cases"] > 5
+
+
+def test_where_headers_give_the_labels_away_it_finds_them(tmp_path: Path) -> None:
+    challenge = Rsna(tmp_path / "rsna")
+    for number in range(24):
+        kinds, rows = (("subdural",), 48) if number % 2 else ((), 64)
+        for place in range(2):
+            name, patient = f"ID_{number:08x}{place}", f"ID_{number:08x}"
+            challenge.add(name, patient=patient, study=f"{patient}s", z=5.0 * place, positive=kinds, rows=rows)
+    card = train(
+        Asked(
+            recipe=NAME,
+            data=(f"rsna:{challenge.finish()}",),
+            out=tmp_path / "out",
+            cache=tmp_path / "cache",
+            cache_gb=1,
+            shares=(0.5, 0.0, 0.5),
+            values={"trees": 20, "least_leaf": 1},
+        )
+    )
+    assert not card.demonstration
+    assert card.figures["headers_only"]["auc"] == 1
+
+
+def test_headers_name_their_slices_as_the_volume_does(tmp_path: Path) -> None:
+    (head,) = open_source("phantom:count=1,first=70000,presets=easy,sizes=64,thicknesses=10", index=tmp_path)
+    assert head.headers is not None
+    headers, volume = head.headers(), head.decode()
+    np.testing.assert_array_equal(headers["labels"], volume["labels"])
+    z = headers["header"][:, list(FACTS).index("position_z")]
+    assert (np.diff(z) > 0).all()
+
+
+def test_what_means_nothing_to_a_forest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no --architecture"):
+        train(asked(tmp_path, count=1, architecture={"size": 64}))
+    with pytest.raises(TrainingError, match="no epochs"):
+        train(asked(tmp_path, count=1, values={"epochs": 3}))
 
 
 def test_a_forest_needs_both_kinds_of_slices() -> None:
@@ -133,4 +185,4 @@ def test_a_forest_needs_both_kinds_of_slices() -> None:
         Slices(facts=slices.facts, bleeds=np.ones(20, bool)).balanced(np.random.default_rng(0))
     balanced = slices.balanced(np.random.default_rng(0))
     assert balanced.bleeds.mean() == 0.5
-    assert judged(grow(balanced, trees=3, seed=0), balanced)["auc"]
+    assert judged(grow(balanced, recipe=ForestRecipe(trees=3), seed=0), balanced)["auc"]

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from inference.metadata import FACTS
 from inference.result import LABELS, SUBTYPES
 from tests.public_sets import Rsna, cq500_series, cq500_table, head, physionet_table
 from training.errors import DataError
@@ -54,6 +55,16 @@ def test_rsna_studies_and_patients_come_from_the_headers_and_slices_stand_by_pos
     assert (volume["hu"][1] == challenge.hu["ID_000000008"]).all()
     assert studies["ID_1111111111"].facts.spacing_mm == pytest.approx(5 * np.cos(np.radians(15)), abs=0.01)
     assert studies["ID_1111111111"].label_study(studies["ID_1111111111"].label_slices(volume)).tolist() == [0] * 6
+
+
+def test_headers_are_read_without_pixels_and_name_the_slices_that_are_labelled(challenge: Rsna, tmp_path: Path) -> None:
+    study = found(challenge.finish(), tmp_path / "index")["ID_2222222222"]
+    assert study.headers is not None
+    said = study.headers()
+    rows = dict(zip(said["uids"].tolist(), said["header"], strict=True))
+    assert [rows[name][list(FACTS).index("position_z")] for name in ("ID_100000000", "ID_100000001")] == [0, 5]
+    bleeds = dict(zip(said["uids"].tolist(), study.label_slices(said)[:, 0].tolist(), strict=True))
+    assert bleeds == {"ID_100000000": 1, "ID_100000001": 0}
 
 
 def test_rsna_labels_are_mapped_by_name_and_doubled_rows_count_once(challenge: Rsna, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The random forest on header metadata (Khandelwal and Ganguli, section III-D i), grown by scikit-learn.
 
-``python -m training.recipes.metadata_forest --out runs/metadata-forest --heads 60`` grows it on the headers of phantom
-slices, bleeding and not in equal parts, and judges it on other heads. On phantoms, whose headers know nothing of the
-blood, it does what the paper saw: about half of the slices are called rightly.
+``hemonode train metadata_forest --data SOURCE --out DIR`` grows it on the headers of labelled slices, bleeding and not
+in equal parts, and judges it on those of other patients. No pixel is read. On phantoms, whose headers know nothing of
+the blood, it does what the paper saw: about half of the slices are called rightly.
 
 The paper names neither the facts nor the forest's measures; ours are the numbers of the sparest public headers
 (`inference.metadata.FACTS`) and scikit-learn's defaults with leaves of at least 5 slices.
@@ -10,33 +10,31 @@ The paper names neither the facts nor the forest's measures; ours are the number
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from inference import card as cards
-from inference.card import ModelCard, Provenance
-from inference.decision import ScanRule
-from inference.metadata import FACTS, header_facts
 from inference.models.metadata_forest import MetadataForestConfig
-from inference.preprocess import Preprocessing
-from inference.result import ANY
-from inference.series import Plane, facts
+from inference.result import Json
 from training.errors import DataError
-from training.export import INTENDED_USE
 from training.metrics import auc, rate
-from training.sources.phantom import EASY, MAKERS, make_study
-from training.sources.phantom.dicom import instances
 
-LEAST_LEAF = 5
+NAME = "metadata_forest"
+PAPER = "Khandelwal and Ganguli"
 THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForestRecipe(Json):
+    """The values; all are scikit-learn's, but for the leaves."""
+
+    trees: int = 100
+    least_leaf: int = 5
+    """slices"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,9 +54,16 @@ class Slices:
         return Slices(facts=self.facts[kept], bleeds=self.bleeds[kept])
 
 
-def grow(slices: Slices, *, trees: int, seed: int) -> RandomForestClassifier:
+def together(parts: Sequence[Slices]) -> Slices:
+    """The slices of all parts."""
+    return Slices(
+        facts=np.concatenate([part.facts for part in parts]), bleeds=np.concatenate([part.bleeds for part in parts])
+    )
+
+
+def grow(slices: Slices, *, recipe: ForestRecipe, seed: int) -> RandomForestClassifier:
     """A forest grown on these slices."""
-    forest = RandomForestClassifier(n_estimators=trees, min_samples_leaf=LEAST_LEAF, random_state=seed)
+    forest = RandomForestClassifier(n_estimators=recipe.trees, min_samples_leaf=recipe.least_leaf, random_state=seed)
     return forest.fit(slices.facts, slices.bleeds)
 
 
@@ -88,73 +93,8 @@ def _rounded_down(limits: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(nearest > limits, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
-def export(directory: Path, forest: RandomForestClassifier, *, figures: Mapping[str, object], data: str) -> ModelCard:
-    """`directory` holds the forest and its card."""
-    config, state = as_arrays(forest)
-    card = ModelCard(
-        name="Metadata forest",
-        family="metadata_forest",
-        version="baseline-1",
-        architecture=config.to_json(),
-        preprocessing=Preprocessing(windows=(), size=1, header=tuple(FACTS)),
-        labels=(ANY,),
-        thresholds={ANY: THRESHOLD},
-        rule=ScanRule(max=True),
-        demonstration=True,
-        intended_use=f"A baseline that sees no pixels: what it finds, the headers give away. {INTENDED_USE}",
-        provenance=Provenance(
-            recipe="python -m training.recipes.metadata_forest",
-            data=data,
-            seed=forest.random_state,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
-        figures=dict(figures),
-    )
-    return cards.save(directory, card, state)
-
-
-def of_phantoms(seeds: Sequence[int]) -> Slices:
-    """Header facts and labels of phantom heads, as every maker's scanner in turn would send them."""
-    makers = list(MAKERS.values())
-    rows, bleeds = [], []
-    for seed in seeds:
-        study = make_study(seed=seed, spec=replace(EASY, size=64))
-        headers = instances(study, maker=makers[seed % len(makers)])
-        planes = [Plane(facts=facts(header)) for header in headers]
-        along = np.argsort(study.positions[:, 2])
-        rows.append(header_facts(sorted(planes, key=_height), list(FACTS)))
-        bleeds.append(study.labels[along, 0] > 0)
-    return Slices(facts=np.concatenate(rows), bleeds=np.concatenate(bleeds))
-
-
-def _height(plane: Plane) -> float:
-    position = plane.facts.positions[0]
-    return position[2] if position else 0.0
-
-
 def judged(forest: RandomForestClassifier, slices: Slices) -> dict[str, object]:
     """How often slices, half of them with a bleed, are called rightly; and the AUC."""
     scores = forest.predict_proba(slices.facts)[:, list(forest.classes_).index(True)]
     right = int(((scores >= THRESHOLD) == slices.bleeds).sum())
     return {"accuracy": rate(right, len(scores)).to_json(), "auc": auc(scores, slices.bleeds)}
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Grow a forest on the headers of phantom heads, judge it on others, and write it with its card."""
-    parser = argparse.ArgumentParser(prog="python -m training.recipes.metadata_forest", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
-    parser.add_argument("--heads", type=int, default=60, help="heads to grow on; half as many to judge on")
-    parser.add_argument("--first", type=int, default=70_000, help="seed of the first head")
-    parser.add_argument("--trees", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(argv)
-    rng = np.random.default_rng(asked.seed)
-    middle, last = asked.first + asked.heads, asked.first + asked.heads + max(1, asked.heads // 2)
-    forest = grow(of_phantoms(range(asked.first, middle)).balanced(rng), trees=asked.trees, seed=asked.seed)
-    unseen = judged(forest, of_phantoms(range(middle, last)).balanced(rng))
-    data = f"phantom heads {asked.first} to {middle - 1}, judged on {middle} to {last - 1}"
-    export(asked.out, forest, figures={"headers_only": unseen}, data=data)
-
-
-if __name__ == "__main__":
-    main()

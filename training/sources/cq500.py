@@ -24,7 +24,7 @@ from inference.facts import InstanceFacts, facts
 from inference.series import Criteria, select
 from inference.suitability import matches
 from training.errors import DataError
-from training.sources.folder import Row, cohort, csv_rows, decoded, files_key, header, indexed, zero_or_one
+from training.sources.folder import Row, cohort, csv_rows, decoded, files_key, header, headers, indexed, zero_or_one
 from training.study import CohortFacts, LabelledStudy, Labels, majority, patient_key, with_any
 
 TABLE = "reads.csv"
@@ -69,6 +69,7 @@ def studies(root: Path, *, index: Path) -> Iterator[LabelledStudy]:
             group=category,
             key=files_key(paths),
             decode=partial(decoded, paths),
+            headers=partial(headers, paths),
             labels=majority(list(votes.values())),
             readers=votes,
             facts=CohortFacts.from_json(json.loads(known)),

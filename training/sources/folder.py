@@ -9,14 +9,18 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from inference.errors import UnreadablePixels
+from inference.facts import facts
 from inference.header import PARSER_ERRORS
+from inference.metadata import FACTS, header_facts
 from inference.series import Stack
+from inference.stacks import Plane, planes_of
 from inference.volume import Slice, order, read_slices
 from training.errors import DataError
 from training.study import Arrays, CohortFacts, slice_digests, volume_key
@@ -64,10 +68,10 @@ def _stamp(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def header(path: Path, tags: Sequence[str] = ()) -> Dataset | None:
+def header(file: Path | BinaryIO, tags: Sequence[str] = ()) -> Dataset | None:
     """The data set without its pixels, or None for a file that is not DICOM; `tags` limits what is read."""
     try:
-        return dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*tags] or None)
+        return dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*tags] or None)
     except PARSER_ERRORS:
         return None
 
@@ -97,6 +101,23 @@ def decoded(paths: Sequence[Path]) -> Arrays:
     return stacked(slices, name=str(paths[0].parent) if paths else "")
 
 
+def headers(paths: Sequence[Path]) -> Arrays:
+    """What the headers of the files `paths` say of their slices (`LabelledStudy.headers`); no pixel is read."""
+    found = [facts(dataset) for dataset in map(header, paths) if dataset is not None]
+    return of_planes(planes_of([one for one in found if one.has_pixels]))
+
+
+def of_planes(planes: Sequence[Plane]) -> Arrays:
+    """As `headers`, for headers that are read already."""
+    uids = [slice_name(plane.facts.sop_instance_uid, plane.frame) for plane in planes]
+    return {"header": header_facts(planes, list(FACTS)), "uids": np.array(uids, dtype=str)}
+
+
+def slice_name(sop_instance_uid: str, frame: int | None) -> str:
+    """What labels call a slice: its instance, with the frame (1-based) where there are several."""
+    return f"{sop_instance_uid}#{frame}" if frame else sop_instance_uid
+
+
 def stacked(slices: Sequence[Slice], *, name: str) -> Arrays:
     """As `decoded`, for slices that are read already."""
     shapes = Counter(s.hu.shape for s in slices)
@@ -113,7 +134,7 @@ def stacked(slices: Sequence[Slice], *, name: str) -> Arrays:
         "spacing": np.array(volume.slices[0].pixel_spacing),
         "positions": np.array(volume.positions_mm),
         "thickness": thickness,
-        "uids": np.array([f"{s.sop_instance_uid}#{s.frame}" if s.frame else s.sop_instance_uid for s in volume.slices]),
+        "uids": np.array([slice_name(s.sop_instance_uid, s.frame) for s in volume.slices]),
         "digests": slice_digests(hu),
     }
 

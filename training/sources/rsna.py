@@ -24,7 +24,7 @@ from inference.facts import facts
 from inference.geometry import normal_of
 from inference.result import ANY, LABELS, SUBTYPES
 from training.errors import DataError
-from training.sources.folder import Row, csv_rows, decoded, files_key, header, indexed, zero_or_one
+from training.sources.folder import Row, csv_rows, decoded, files_key, header, headers, indexed, zero_or_one
 from training.study import CohortFacts, LabelledStudy, Labels, patient_key
 
 TABLE, IMAGES = "stage_2_train.csv", "stage_2_train"
@@ -85,6 +85,7 @@ def _study(
         group="rsna",
         key=files_key(paths),
         decode=partial(decoded, paths),
+        headers=partial(headers, paths),
         slice_labels={image.name: labels[image.name] for image in images},
         facts=CohortFacts(
             slices=len(images),

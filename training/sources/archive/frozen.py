@@ -13,12 +13,14 @@ from typing import Any
 from pydicom import dcmread
 
 from inference.errors import UnreadablePixels
+from inference.facts import facts
 from inference.header import PARSER_ERRORS
 from inference.result import LABELS
+from inference.stacks import planes_of
 from inference.volume import Slice, slices_of
 from training.errors import DataError, DigestError
 from training.sources.archive.freeze import FORMAT, digest_of
-from training.sources.folder import DECODER, log, stacked
+from training.sources.folder import DECODER, header, log, of_planes, slice_name, stacked
 from training.study import UNKNOWN, Arrays, CohortFacts, LabelledStudy, Labels, volume_key
 
 _META_LENGTH_AT = 128 + 4 + 8  # preamble, prefix, tag, VR and length of (0002,0000): PS3.10 7.1
@@ -58,6 +60,7 @@ def _study(archive: Path, entry: Mapping[str, Any], *, group: str) -> LabelledSt
         group=group,
         key=volume_key(DECODER, [(s["uid"], s["frame"], s["digest"]) for s in slices]),
         decode=partial(_volume, archive, slices, entry["study_uid"]),
+        headers=partial(_headers, archive, slices),
         labels=tuple(entry["labels"] or UNKNOWN),
         slice_labels={_name(s): _labels(s["labels"]) for s in slices if s["labels"]} or None,
         readers={reader: tuple(vote) for reader, vote in entry["readers"].items()},
@@ -67,7 +70,7 @@ def _study(archive: Path, entry: Mapping[str, Any], *, group: str) -> LabelledSt
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    return f"{entry['uid']}#{entry['frame']}" if entry["frame"] else str(entry["uid"])
+    return slice_name(entry["uid"], entry["frame"])
 
 
 def _labels(by_name: Mapping[str, float | None]) -> Labels:
@@ -87,8 +90,25 @@ def _volume(archive: Path, entries: Sequence[Mapping[str, Any]], study_uid: str)
     return stacked(kept, name=f"study {study_uid}")
 
 
+def _headers(archive: Path, entries: Sequence[Mapping[str, Any]]) -> Arrays:
+    """What the headers of the listed slices say."""
+    wanted = {(entry["uid"], entry["frame"]) for entry in entries}
+    found = []
+    for path, digest in dict.fromkeys((entry["path"], entry["digest"]) for entry in entries):
+        dataset = header(io.BytesIO(_bytes(archive / path, digest)))
+        found += [facts(dataset)] if dataset is not None else []
+    return of_planes([p for p in planes_of(found) if (p.facts.sop_instance_uid, p.frame or 0) in wanted])
+
+
 def _verified(path: Path, digest: str) -> tuple[Slice, ...]:
     """The slices of a file whose data set still has this digest; `DigestError` where it has not."""
+    try:
+        return slices_of(dcmread(io.BytesIO(_bytes(path, digest)), force=True))
+    except PARSER_ERRORS as error:
+        raise UnreadablePixels("the file cannot be read as DICOM") from error
+
+
+def _bytes(path: Path, digest: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -96,7 +116,4 @@ def _verified(path: Path, digest: str) -> tuple[Slice, ...]:
     begins = _META_ENDS_AFTER + int.from_bytes(data[_META_LENGTH_AT:_META_ENDS_AFTER], "little")
     if hashlib.sha256(data[begins:]).hexdigest() != digest:
         raise DigestError(f"{path} is not the file that was frozen: its digest is another")
-    try:
-        return slices_of(dcmread(io.BytesIO(data), force=True))
-    except PARSER_ERRORS as error:
-        raise UnreadablePixels("the file cannot be read as DICOM") from error
+    return data
