@@ -181,6 +181,7 @@ def work(settings: Settings, *, number: int, stop: threading.Event) -> None:
     from node.worker import Worker
 
     keep_freed_memory()
+    readers.refuse_silent_triggers(settings)
     name = f"work-{number}"
     engine = readers.engine_of(settings, **_share_of(settings, number=number))
     engine.warm_up()

@@ -82,6 +82,16 @@ def combination_of(read: ReadSection) -> Combination:
     return Combination(all_of=triggers, abstain=abstain)
 
 
+def refuse_silent_triggers(settings: Settings) -> None:
+    """Raises ``StartError`` where a model that may raise the flag says nothing of "any": it could clear no study."""
+    for name, (_, card) in cards(settings).items():
+        if settings.read.models[name].trigger and ANY not in card.labels:
+            raise StartError(
+                f'[read.models.{name}] has trigger = true, and its weights say nothing of "any", only of '
+                f"{', '.join(card.labels)}: give it trigger = false beside a model that does"
+            )
+
+
 def cards(settings: Settings) -> dict[str, tuple[Path, ModelCard]]:
     """The card of every configured model and the directory it lies in. Raises ``StartError``."""
     found = {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 from pydicom import dcmread
 
-from inference.card import ModelCard
+from inference.card import ModelCard, save
 from inference.combination import Combination, combine
 from inference.decoding import Stored
 from inference.engine import Engine
@@ -17,6 +18,10 @@ from inference.reading import UNHEARD, where_bleeding
 from inference.result import ANY, SUBTYPES, Completeness, Finding, ModelReading, Outcome, SliceReading
 from inference.series import Criteria, facts
 from inference.study import EncodedCache, StudyReader
+from node.config import ModelSection, NodeSection, ReadSection, Settings
+from node.errors import StartError
+from node.parts import work
+from node.reading import refuse_silent_triggers
 from tests import small_scan
 from tests.unit.test_classifiers import BINARY, HEAD, MULTI
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
@@ -91,6 +96,19 @@ def test_a_card_of_such_a_model_cannot_tell_any() -> None:
     with pytest.raises(ValueError, match="knows only slices that bleed cannot tell 'any'"):
         replace(BINARY, bleeding_only=True)
     assert ModelCard.from_json(KINDS.to_json()) == KINDS
+
+
+def test_a_node_does_not_start_where_it_alone_would_have_to_clear_studies(tmp_path: Path) -> None:
+    save(tmp_path / "kinds", KINDS, small_scan.a_network(KINDS).state_dict())
+
+    def settings(*, trigger: bool) -> Settings:
+        kinds = ModelSection(weights=str(tmp_path / "kinds"), trigger=trigger)
+        models = {"radnet": ModelSection(weights="demo-radnet"), "kinds": kinds}
+        return Settings(node=NodeSection(data=tmp_path), read=ReadSection(models=models))
+
+    refuse_silent_triggers(settings(trigger=False))
+    with pytest.raises(StartError, match=r"\[read.models.kinds\] has trigger = true.* nothing of \"any\""):
+        work(settings(trigger=True), number=1, stop=Event())
 
 
 @pytest.fixture(scope="module")
