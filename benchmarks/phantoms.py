@@ -61,10 +61,10 @@ def main() -> None:
     run.add_argument("--work", type=Path, required=True, help="folder for heads and runs")
     run.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    run.add_argument("--heads", type=int, default=460, help="to learn from; 13 %% of them validate")
+    run.add_argument("--heads", type=int, default=240, help="to learn from; 13 %% of them validate")
     run.add_argument("--test", type=int, default=200, help="heads to be judged on")
-    run.add_argument("--epochs", type=int, default=4)
-    run.add_argument("--side", type=int, default=128, help="pixels")
+    run.add_argument("--epochs", type=int, default=3)
+    run.add_argument("--side", type=int, default=96, help="pixels")
     for command in (run, commands.add_parser("table", help="write the page")):
         command.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
