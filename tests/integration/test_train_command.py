@@ -246,6 +246,6 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path, cache: Pa
             running.train(wrong)
     with pytest.raises(LeakageError, match="both in training and in test"):
         running.train(replace(good, test=(HEADS,)))
-    running._same_data(tmp_path / "run" / "dataset.json", b"other studies")
+    running.same_data(tmp_path / "run" / "dataset.json", b"other studies")
     with pytest.raises(DataError, match="begun with other studies"):
         running.train(good)
