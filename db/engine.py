@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,10 @@ from db.errors import SchemaMismatch
 MIGRATIONS = Path(__file__).with_name("migrations")
 BUSY_SECONDS = 30
 """How long a writer waits for SQLite's one write lock."""
+PRIMARY_CODE = 0xFF
+"""An extended result code of SQLite without what it adds."""
+RETRY_SECONDS = (0.002, 0.02)
+"""Between two attempts, by chance: those who collided do not collide again."""
 
 
 class Database:
@@ -111,6 +118,25 @@ def _alembic(url: str) -> Config:
     return config
 
 
+def _log_ahead(cursor: sqlite3.Cursor) -> None:
+    """The database has a write-ahead log. Raises ``sqlite3.OperationalError`` where others prevent that for too long.
+
+    Of several that open a new database at once and want that, SQLite lets one fail at once and others wait for ever:
+    so nobody waits within SQLite, and everybody tries again.
+    """
+    cursor.execute("PRAGMA busy_timeout=0")
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        time.sleep(random.uniform(*RETRY_SECONDS))  # noqa: S311 — no secret
+
+
 def _sqlite(url: str) -> sa.Engine:
     # Nothing to roll back when a connection returns: every use above ends its transaction.
     engine = sa.create_engine(
@@ -122,7 +148,7 @@ def _sqlite(url: str) -> sa.Engine:
         # Transactions are begun below; the driver's own implicit BEGIN would come too late to avoid lock upgrades.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _log_ahead(cursor)
         cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
         cursor.close()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +131,24 @@ def test_processes_may_bring_the_schema_up_to_date_at_once(fresh_database_url: s
     for pipe in pipes:
         pipe.send("go")
     assert sorted(map(str, answers(pipes))) == ["p0", "p1", "p2", "p3"]
+
+
+def test_all_who_open_a_new_database_at_once_open_it(tmp_path: Path) -> None:
+    """SQLite lets nobody wait who switches to a write-ahead log while another does: one round in 25 failed."""
+    barrier = threading.Barrier(4)
+
+    def opened(number: int) -> str:
+        barrier.wait(DEADLINE)
+        database = Database(f"sqlite:///{tmp_path / f'{number}.db'}")
+        try:
+            with database.engine.connect() as connection:
+                return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
+        finally:
+            database.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(60):
+            assert list(pool.map(opened, [number] * 4)) == ["wal"] * 4
 
 
 def test_threads_that_claim_at_once_share_the_jobs_without_overlap(either_database: Database) -> None:
