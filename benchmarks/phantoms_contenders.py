@@ -4,7 +4,8 @@ Two changes are made to all of them, because everything here begins from random 
 without a GPU: the image has `side` pixels instead of the papers' 250 to 512, and trunks are ResNet-18. Learning rates
 that only continue ImageNet weights (10⁻⁵ of Vultur's 2D network) are raised. Khandelwal's, whose batches, search of a
 learning rate and sizes of image take more slices than there are, gets one size and a batch of 64 with the rate that
-goes with it. Every other value is the recipe's own.
+goes with it. Ngo's fusion network, whose batches of 1024 are made for a hundred times as many slices, gets batches of
+64, and as many epochs as ours reads its descriptors. Every other value is the recipe's own.
 """
 
 from __future__ import annotations
@@ -53,7 +54,12 @@ PAPERS: dict[str, Contender] = {
     "radnet": Contender(recipe="radnet", said="RADnet (Grewal)"),
     "resnet_2d": Contender(recipe="resnet_2d", said="2D ResNet-18 (Vultur)", values={"rate": 3e-4}),
     "cnn_lstm": Contender(recipe="cnn_lstm", said="CNN-LSTM (Nguyen)", architecture=RESNET18),
-    "adjacent": Contender(recipe="adjacent", said="adjacent slices (Ngo)", architecture=RESNET18, values={"folds": 1}),
+    "adjacent": Contender(
+        recipe="adjacent",
+        said="adjacent slices (Ngo)",
+        architecture=RESNET18,
+        values={"folds": 1, "fusion_batch": 64, "fusion_epochs": 40},
+    ),
     "bleeding": Contender(
         recipe="bleeding",
         said="ResNet-18, bleed or not (Khandelwal)",
