@@ -36,7 +36,7 @@ What else differs from each recipe stands in `benchmarks/phantoms_contenders.py`
 Runs of {dates} on {machines}.
 
 Intervals (95 %) are over heads and seeds, both drawn anew {draws} times. Who has fewer than {enough} seeds is
-not compared.
+not compared. A run that was stopped and continued counts the minutes since it was continued.
 """
 
 CLAIMS = """\
