@@ -121,8 +121,8 @@ def _alembic(url: str) -> Config:
 def _log_ahead(cursor: sqlite3.Cursor) -> None:
     """The database has a write-ahead log. Raises ``sqlite3.OperationalError`` where others prevent that for too long.
 
-    Of several that open a new database at once and want that, SQLite lets one fail at once and others wait for ever:
-    so nobody waits within SQLite, and everybody tries again.
+    Of several that open a new database at once and want that, SQLite lets one fail at once and others wait long: so
+    nobody waits within SQLite, and everybody tries again.
     """
     cursor.execute("PRAGMA busy_timeout=0")
     deadline = time.monotonic() + BUSY_SECONDS

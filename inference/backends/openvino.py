@@ -41,9 +41,8 @@ class OpenVino:
         if bf16:
             part = parted(widened(folded(copy.deepcopy(part).eval())))
             shape = (2 * shape[0], *shape[1:])
-        self._shape = tuple(shape)
         try:
-            self._request = _compiled(part, shape=self._shape, bf16=bf16).create_infer_request()
+            self._request = _compiled(part, shape=tuple(shape), bf16=bf16).create_infer_request()
         except (ImportError, RuntimeError) as error:
             raise BackendFailed(f"openvino: {_first_line(error)}") from error
 

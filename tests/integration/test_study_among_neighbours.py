@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydicom import dcmread
 
 from inference.card import save
 from inference.combination import Combination
@@ -18,7 +17,7 @@ from inference.device import Processor
 from inference.engine import Engine, LoadedModel, encode_images
 from inference.models import ScanModel
 from inference.result import Completeness, Outcome, StudyResult
-from inference.series import Criteria, facts, select
+from inference.series import Criteria, select
 from inference.study import EncodedCache, StudyReader
 from tests.every_family import EVERY, network_of
 from tests.stored import stored
@@ -124,10 +123,7 @@ def test_a_study_that_filled_up_the_batch_before_has_the_same_numbers(
     exam: list[Stored], at_once: StudyResult, tmp_path: Path
 ) -> None:
     other = make_study(seed=4, spec=replace(EASY, size=128, slices=SLICES - 1), subtypes=("subdural",))
-    first = [
-        Stored(facts=facts(dcmread(path, stop_before_pixels=True)), path=path, digest=path.name)
-        for path in write_study(other, tmp_path / "other", maker=MAKERS["ge"], series=("axial",))
-    ]
+    first = stored(write_study(other, tmp_path / "other", maker=MAKERS["ge"], series=("axial",)))
     reading = Reading()
     following = reading.reader.to_encode(exam)
     reading.reader.read(study_uid="1.3", revision=1, instances=first, completeness=WHOLE, following=following)

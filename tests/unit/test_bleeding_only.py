@@ -7,7 +7,6 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from pydicom import dcmread
 
 from inference.card import ModelCard, save
 from inference.combination import Combination, combine
@@ -16,13 +15,14 @@ from inference.engine import Engine
 from inference.place import place_of
 from inference.reading import UNHEARD, where_bleeding
 from inference.result import ANY, SUBTYPES, Completeness, Finding, ModelReading, Outcome, SliceReading
-from inference.series import Criteria, facts
+from inference.series import Criteria
 from inference.study import EncodedCache, StudyReader
 from node.config import ModelSection, NodeSection, ReadSection, Settings
 from node.errors import StartError
 from node.parts import work
 from node.reading import refuse_silent_triggers
 from tests import small_scan
+from tests.stored import stored
 from tests.unit.test_classifiers import BINARY, HEAD, MULTI
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
 
@@ -116,7 +116,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     """A head as a scanner would send it."""
     head = make_study(seed=5, spec=replace(EASY, size=128, slices=16), subtypes=("intraparenchymal",))
     files = write_study(head, tmp_path_factory.mktemp("study"), maker=MAKERS["ge"])
-    return [Stored(facts=facts(dcmread(path, stop_before_pixels=True)), path=path, digest=path.name) for path in files]
+    return stored(files)
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydicom import dcmread
 from sklearn.ensemble import RandomForestClassifier
 
 from inference.card import load
 from inference.combination import Combination
-from inference.decoding import Stored
 from inference.engine import Engine
 from inference.metadata import ABSENT, FACTS, HeaderModel, header_facts
 from inference.models import MetadataForest, build
 from inference.preprocess import Preprocessing, prepare
 from inference.result import ANY, Completeness, Outcome
-from inference.series import Criteria, InstanceFacts, Plane, facts
+from inference.series import Criteria, InstanceFacts, Plane
 from inference.study import EncodedCache, StudyReader
 from tests.public_sets import Rsna
 from tests.small_scan import CPU
+from tests.stored import stored as as_stored
 from training.errors import DataError, TrainingError
 from training.headers import train
 from training.recipes.metadata_forest import NAME, ForestRecipe, Slices, as_arrays, grow, judged
@@ -106,9 +105,7 @@ def test_what_a_header_does_not_say_is_absent() -> None:
 def test_a_study_is_read_by_its_headers_alone(stored: Path, tmp_path: Path) -> None:
     study = make_study(seed=5, spec=replace(EASY, size=128, slices=16), subtypes=("intraparenchymal",))
     files = write_study(study, tmp_path, maker=MAKERS["ge"])
-    instances = [
-        Stored(facts=facts(dcmread(path, stop_before_pixels=True)), path=path, digest=path.name) for path in files
-    ]
+    instances = as_stored(files)
     model = HeaderModel.load("forest", stored)
     reader = StudyReader(
         Engine([], ladder=[CPU]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from pydicom import dcmread
 from scipy.ndimage import gaussian_filter
 from sklearn.covariance import LedoitWolf
 
@@ -23,11 +21,12 @@ from inference.headcheck import check_head
 from inference.models import FAMILIES
 from inference.novelty import Features, Guard, measure, pooled
 from inference.result import Completeness, Novelty, Outcome
-from inference.series import Criteria, facts
+from inference.series import Criteria
 from inference.study import EncodedCache, StudyReader, thumbnail
 from inference.volume import Slice
 from node.reading import PACKAGED
 from tests.small_models import radnet_card
+from tests.stored import stored
 from training import novelty
 from training.dataset import Scan, ScanFacts
 from training.errors import DataError
@@ -123,7 +122,7 @@ def test_a_real_head_is_unlike_the_phantoms_of_the_demonstration(head_ct: Path) 
         combination=Combination(abstain=True),
         cache=EncodedCache(limit=2**24),
     )
-    exam = stored(head_ct.glob("*.dcm"))
+    exam = stored(sorted(head_ct.glob("*.dcm")))
     result = reader.read(study_uid="1.2", revision=1, instances=exam, completeness=WHOLE)
     assert [reading.unlike for reading in result.readings] == [True, True]
     assert result.outcome is not Outcome.NEGATIVE
@@ -246,21 +245,10 @@ def test_statistics_that_are_no_covariance_are_refused() -> None:
 WHOLE = Completeness(complete=True, reason="whole")
 
 
-def stored(paths: Iterable[Path]) -> list[Stored]:
-    return [
-        Stored(
-            facts=facts(dcmread(path, stop_before_pixels=True)),
-            path=path,
-            digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
-        for path in sorted(paths)
-    ]
-
-
 @pytest.fixture(scope="module")
 def exam(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     study = make_study(seed=3, spec=replace(EASY, size=128, slices=20), subtypes=())
-    return stored(write_study(study, tmp_path_factory.mktemp("exam"), maker=MAKERS["ge"], series=("axial",)))
+    return stored(sorted(write_study(study, tmp_path_factory.mktemp("exam"), maker=MAKERS["ge"], series=("axial",))))
 
 
 def outcome(exam: list[Stored], folder: Path, *, threshold: float, usual: bool, abstain: bool) -> tuple[Outcome, bool]:
