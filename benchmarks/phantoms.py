@@ -15,13 +15,17 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.inference import machine
@@ -39,6 +43,8 @@ from training.metrics import auc, log_loss, prior_log_loss
 from training.reading import Read, read, scan_scores
 from training.sources.named import open_source
 from training.stages import describe
+from training.study import LabelledStudy
+from training.team import ALONE, device_of
 
 RESULTS = Path("docs/results/phantoms.json")
 PAGE = RESULTS.with_suffix(".md")
@@ -65,6 +71,9 @@ def main() -> None:
     run.add_argument("--test", type=int, default=200, help="heads to be judged on")
     run.add_argument("--epochs", type=int, default=3)
     run.add_argument("--side", type=int, default=96, help="pixels")
+    run.add_argument("--processes", type=int, default=1, help="that train at the same time, on a GPU that has room")
+    run.add_argument("--threads", type=int, default=1, help="of each of several processes")
+    run.add_argument("--workers", type=int, default=2, help="that make batches for each process")
     for command in (run, commands.add_parser("table", help="write the page")):
         command.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
@@ -81,22 +90,70 @@ def run_all(asked: argparse.Namespace) -> None:
     stored = _stored(asked.results)
     if stored["scale"] not in ({}, scale):
         raise SystemExit(f"{asked.results} holds runs of {stored['scale']}; take another --results for {scale}")
-    for seed in asked.seeds:
-        for name in asked.contenders:
-            if any(run["contender"] == name and run["seed"] == seed for run in stored["runs"]):
-                continue
-            log.info("%s, seed %d", name, seed)
-            found = run_one(name, seed=seed, asked=asked)
+    there = {(run["contender"], run["seed"]) for run in stored["runs"]}
+    lacking = [(name, seed) for seed in asked.seeds for name in asked.contenders if (name, seed) not in there]
+    if lacking:
+        draw_heads(asked)
+    first = [run for run in lacking if not (CONTENDERS[run[0]].first_stage_of or CONTENDERS[run[0]].weights_of)]
+    for together in (first, [one for one in lacking if one not in first]):  # who takes another's stage comes after it
+        for found in _done(together, asked):
             stored = _stored(asked.results)
             stored["scale"] = scale
             stored["test"] = found.pop("test")
             stored["runs"].append(found)
             _store(asked.results, stored)
-            log.info("%s, seed %d: AUC of any per slice %.3f", name, seed, found["slice_auc"] or np.nan)
+            log.info(
+                "%s, seed %d: AUC of any per slice %.3f, %.1f CPU minutes",
+                found["contender"], found["seed"], found["slice_auc"] or np.nan, found["cpu_minutes"],
+            )  # fmt: skip
 
 
-def run_one(name: str, *, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
+def _done(runs: Sequence[tuple[str, int]], asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each of the runs as soon as it is done, `--processes` of them at a time."""
+    if asked.processes == 1:
+        yield from (run_one(run, asked=asked) for run in runs)
+        return
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(asked.processes, spawn, initializer=_begin, initargs=(asked.threads,)) as pool:
+        coming = {pool.submit(run_one, run, asked=asked): run for run in runs}
+        for done in as_completed(coming):
+            if error := done.exception():
+                log.error("%s, seed %d failed", *coming[done], exc_info=error)
+            else:
+                yield done.result()
+
+
+def _begin(threads: int) -> None:
+    keep_memory()
+    torch.set_num_threads(threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+
+
+def draw_heads(asked: argparse.Namespace) -> None:
+    """All heads lie in the cache, so that no run draws what another draws at the same time."""
+    cache = _cache(asked)
+    heads = _heads(LEARNT_FROM, asked.heads), _heads(JUDGED_ON, asked.test)
+    studies = [study for text in heads for study in open_source(text, index=asked.work / "cache" / "index")]
+    missing = [study for study in studies if study.key not in cache]
+    if missing:
+        log.info("drawing %d heads", len(missing))
+        with get_context("spawn").Pool(asked.workers * asked.processes, torch.set_num_threads, (1,)) as pool:
+            for _ in pool.imap_unordered(partial(_draw, cache=cache), missing):
+                pass
+
+
+def _draw(study: LabelledStudy, *, cache: VolumeCache) -> None:
+    cache.get(study.key, study.decode)
+
+
+def _cache(asked: argparse.Namespace) -> VolumeCache:
+    return VolumeCache(asked.work / "cache" / "volumes", limit=int(CACHE_GB * 1e9))
+
+
+def run_one(run: tuple[str, int], *, asked: argparse.Namespace) -> dict[str, Any]:
     """The contender trained with this seed, and what it says of the test heads, as plain JSON values."""
+    name, seed = run
+    log.info("%s, seed %d", name, seed)
     contender = CONTENDERS[name]
     spent = time.process_time()
     if contender.weights_of:
@@ -109,11 +166,12 @@ def run_one(name: str, *, seed: int, asked: argparse.Namespace) -> dict[str, Any
     card = replace(card, architecture=card.architecture | changed)
     model = build(card)
     model.load_state_dict(state)
+    model.to(device_of(ALONE))
     scans = prepare_all(
         open_source(_heads(JUDGED_ON, asked.test), index=asked.work / "cache" / "index"),
-        cache=VolumeCache(asked.work / "cache" / "volumes", limit=int(CACHE_GB * 1e9)),
+        cache=_cache(asked),
         preprocessing=card.preprocessing,
-        workers=2,
+        workers=asked.workers,
     )
     readings = read(model, describe(model, scans))
     return {
@@ -122,6 +180,7 @@ def run_one(name: str, *, seed: int, asked: argparse.Namespace) -> dict[str, Any
         "commit": card.provenance.commit,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
+        "device": device_of(ALONE).type,
         "cpu_minutes": round(spent / 60, 2),
         "parameters": sum(value.numel() for value in model.parameters()),
         "recipe": card.provenance.recipe,
@@ -149,6 +208,7 @@ def _train(contender: Contender, out: Path, *, seed: int, asked: argparse.Namesp
             values={"epochs": asked.epochs} | ({"sizes": [asked.side]} if contender.sized else {}) | contender.values,
             architecture={"size": asked.side} | contender.architecture,
             validate_every=NEVER,
+            workers=asked.workers,
         )
     )
 

@@ -35,8 +35,9 @@ What else differs from each recipe stands in `benchmarks/phantoms_contenders.py`
 
 Runs of {dates} on {machines}.
 
-Intervals (95 %) are over heads and seeds, both drawn anew {draws} times. Who has fewer than {enough} seeds is
-not compared. A run that was stopped and continued counts the minutes since it was continued.
+Minutes are those of runs without a GPU. Intervals (95 %) are over heads and seeds, both drawn anew {draws}
+times. Who has fewer than {enough} seeds is not compared. A run that was stopped and continued counts the
+minutes since it was continued.
 """
 
 CLAIMS = """\
@@ -125,7 +126,8 @@ def _row(name: str, runs: Sequence[Run], bearing: NDArray[np.bool_]) -> str:
         prior = np.mean([run.stored["prior_losses"][column - 1] for run in runs])
         cells.append(f"{_cell(_interval(runs, partial(_loss, column)))} ({prior:.3f})")
     cells.append(f"{runs[0].stored['parameters'] / 1e6:.1f}")
-    cells.append(f"{np.mean([run.stored['cpu_minutes'] for run in runs]):.1f}")
+    minutes = [run.stored["cpu_minutes"] for run in runs if run.stored.get("device", "cpu") == "cpu"]
+    cells.append(f"{np.mean(minutes):.1f}" if minutes else "–")
     return f"| {' | '.join(cells)} |"
 
 

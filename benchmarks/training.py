@@ -24,15 +24,18 @@ from inference.models import CnnLstm, CnnLstmConfig, RADnet, RadnetConfig
 from inference.preprocess import Preprocessing
 from training import heads
 from training.augment import Ranges
+from training.batches import Ahead, Batch, Loadable, Sampler, Sampling
 from training.cache import VolumeCache
-from training.dataset import Ahead, Batch, Sampler, Sampling, Scan, prepare_all
+from training.dataset import Scan, prepare_all
 from training.loop import autocast, keep_memory
 from training.losses import weighted_log_loss
 from training.team import ALONE, device_of
 
 SEED = 0
-Source = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
-"""Batch number → images (n, channels, side, side) and labels (n, labels)."""
+WARM = 10
+"""Batches until a GPU has chosen its kernels."""
+Source = Callable[[int], Loadable]
+"""Batch number → what becomes the batch on the device."""
 
 
 class Network:
@@ -44,40 +47,32 @@ class Network:
         trunk = CnnLstmConfig(trunk="resnet18", size=side)
         self.model: Any = RADnet(RadnetConfig(size=side)) if family == "radnet" else CnnLstm(trunk)
         self.model.to(self.device, memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+    def step(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device):
-            logits, _ = self.model(images[None])
-            loss = weighted_log_loss(logits[0], labels[:, : logits.shape[-1]])
+            logits, _ = self.model(batch.images)
+            loss = weighted_log_loss(logits, batch.labels[..., : logits.shape[-1]])
         loss.backward()
         self.optimizer.step()
-        if self.device.type == "cuda":
+
+
+def rate(source: Source, use: Callable[[Batch], None], *, steps: int, device: torch.device) -> float:
+    """Slices a second over `steps` batches, loaded to the device, after ten that do not count."""
+    done, began = 0, 0.0
+    for number in range(steps + WARM):
+        if number == WARM:
+            done, began = 0, time.perf_counter()
+        batch = source(number).to(device)
+        use(batch)
+        if device.type == "cuda":
             torch.cuda.synchronize()
-
-
-def flat(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The batch as slices."""
-    return batch.images.flatten(0, 1), batch.labels.flatten(0, 1)
-
-
-def rate(source: Source, use: Callable[[torch.Tensor, torch.Tensor], None], *, steps: int) -> float:
-    """Slices a second over `steps` batches, after two that do not count."""
-    for number in range(2):
-        use(*source(number))
-    done, began = 0, time.perf_counter()
-    for number in range(2, steps + 2):
-        images, labels = source(number)
-        use(images, labels)
-        done += len(images)
+        done += batch.labels.shape[0] * batch.labels.shape[1]
     return done / (time.perf_counter() - began)
 
 
-def monai_batches(
-    scans: list[Scan], kind: str, sampling: Sampling, workers: int, folder: Path
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def monai_batches(scans: list[Scan], kind: str, sampling: Sampling, workers: int, folder: Path) -> Iterator[Batch]:
     """MONAI's way: one item a scan, cached in memory or on disk, a random run of slices, rotated and flipped."""
     from monai.data import CacheDataset, DataLoader, PersistentDataset
     from monai.transforms import Compose, RandAffine, RandFlip
@@ -108,13 +103,14 @@ def monai_batches(
 
     loader = DataLoader(Runs(), batch_size=sampling.runs, num_workers=workers, shuffle=False)
     for images, found in loader:
-        yield images.flatten(0, 1), found.flatten(0, 1)
+        none = torch.zeros(())
+        yield Batch(images=images, masks=none, labels=found, outlined=none)
 
 
 def measure(name: str, source: Source, network: Network, steps: int, table: Table, *, alone: float) -> None:
     """One row: loading, network, together, ratio to the slower."""
-    loading = rate(source, lambda *_: None, steps=steps)
-    together = rate(lambda number: source(steps + 2 + number), network.step, steps=steps)
+    loading = rate(source, lambda _: None, steps=steps, device=network.device)
+    together = rate(lambda number: source(steps + WARM + number), network.step, steps=steps, device=network.device)
     ratio = together / min(loading, alone)
     table.add_row(name, f"{loading:.1f}", f"{alone:.1f}", f"{together:.1f}", f"{ratio:.2f}")
 
@@ -127,7 +123,8 @@ def main() -> None:
     parser.add_argument("--family", choices=("radnet", "cnn_lstm"), default="cnn_lstm")
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--pixels", type=int, default=512, help="rows and columns of the heads")
-    parser.add_argument("--slices", type=int, default=16, help="slices a batch")
+    parser.add_argument("--runs", type=int, default=1, help="runs a batch")
+    parser.add_argument("--slices", type=int, default=16, help="slices a run")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--without-monai", action="store_true")
     asked = parser.parse_args()
@@ -137,18 +134,22 @@ def main() -> None:
         if asked.family == "radnet"
         else Preprocessing.three_windows(size=asked.side)
     )
-    sampling = Sampling(runs=1, slices=asked.slices, side=asked.side, ranges=Ranges())
+    sampling = Sampling(runs=asked.runs, slices=asked.slices, side=asked.side, ranges=Ranges())
+    torch.backends.cudnn.benchmark = True
     network = Network(asked.family, asked.side)
     population = heads.Heads(first=1, count=asked.heads, sizes=(asked.pixels,))
     table = Table("", "loading alone", "network alone", "together", "ratio to the slower", title="slices a second")
     with tempfile.TemporaryDirectory() as folder:
         cache = VolumeCache(Path(folder) / "cache")
-        scans = prepare_all(list(heads.studies(population)), cache=cache, preprocessing=preprocessing)
+        scans = prepare_all(
+            list(heads.studies(population)), cache=cache, preprocessing=preprocessing, workers=asked.workers
+        )
         sampler = Sampler(scans, sampling)
-        fixed = flat(sampler.numbered(0, seed=SEED))
-        alone = rate(lambda _: fixed, network.step, steps=asked.steps)
-        with Ahead(partial(sampler.numbered, seed=SEED), workers=asked.workers) as ahead:
-            measure("Hemonode", lambda number: flat(ahead(number)), network, asked.steps, table, alone=alone)
+        fixed = sampler.numbered(0, seed=SEED).to(network.device)
+        alone = rate(lambda _: fixed, network.step, steps=asked.steps, device=network.device)
+        make = partial(sampler.loadable, seed=SEED, device=network.device)
+        with Ahead(make, workers=asked.workers) as ahead:
+            measure("Hemonode", ahead, network, asked.steps, table, alone=alone)
         for kind in () if asked.without_monai else ("CacheDataset", "PersistentDataset"):
             batches = monai_batches(scans, kind, sampling, asked.workers, Path(folder) / kind)
             measure(f"MONAI {kind}", lambda _, b=batches: next(b), network, asked.steps, table, alone=alone)

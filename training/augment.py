@@ -1,9 +1,13 @@
-"""Random changes of images and masks: one draw for a whole run of slices, one interpolation for everything."""
+"""Random changes of images and masks: one draw for a whole run of slices, one interpolation for everything.
+
+What is drawn are a few numbers for each run of a batch; the images are changed together, on whichever device they lie.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,87 +54,150 @@ class Ranges:
     """How much of a 3 × 3 average at most takes the image's place, or is taken from it: smooth and sharp kernels."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What was drawn for each run of slices of a batch; None where its range is nought.
+
+    Attributes
+    ----------
+    maps : (runs, 2, 3)
+        From the result's coordinates to the image's, both −1..1 along x and y.
+    cells : (runs, 2, CELLS)
+        Widths of the columns and of the rows of the grid that is distorted.
+    optical, gain, offset, kernel, noise : (runs,)
+    blur : per run
+        Standard deviation, 0 where the run is not blurred.
+    seed : int
+        Of the noise.
+    """
+
+    maps: Tensor
+    cells: Tensor | None = None
+    optical: Tensor | None = None
+    gain: Tensor | None = None
+    offset: Tensor | None = None
+    kernel: Tensor | None = None
+    noise: Tensor | None = None
+    blur: tuple[float, ...] = ()
+    seed: int = 0
+
+    def to(self, device: torch.device) -> Changes:
+        """The same on `device`."""
+        moved: dict[str, Any] = {
+            one.name: value.to(device, non_blocking=True)
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
 def draw(
-    ranges: Ranges, *, generator: torch.Generator, centre: tuple[float, float] = (0.0, 0.0), zoom: float = 1.0
-) -> Tensor:
-    """Draw one map from the result's coordinates to the image's, both −1..1 along x and y.
+    ranges: Ranges, count: int, *, generator: torch.Generator, centres: Tensor | None = None, zoom: float = 1.0
+) -> Changes:
+    """Draw the changes of `count` runs.
 
     Parameters
     ----------
-    centre : (float, float)
-        Where in the image (x, y) the middle of the result looks: a crop is a `centre` and a `zoom`.
+    centres : Tensor or None
+        Where in the image (x, y) the middle of each result looks, shape (count, 2); the image's middle without it. A
+        crop is a centre and a `zoom`.
     zoom : float
         Side of the result as a share of the image's side.
-
-    Returns
-    -------
-    Tensor
-        Shape (2, 3), as ``torch.nn.functional.affine_grid`` takes it.
     """
-    u = torch.rand(5, generator=generator).tolist()
-    turned = ranges.rotation_chance == 1 or float(torch.rand(1, generator=generator)) < ranges.rotation_chance
-    angle = math.radians(ranges.rotation * (2 * u[0] - 1)) * turned
-    size = zoom * (1 + ranges.scale * (2 * u[1] - 1))
-    mirror = -1.0 if u[2] < ranges.flip else 1.0
-    x = centre[0] + 2 * ranges.shift * (2 * u[3] - 1)
-    y = centre[1] + 2 * ranges.shift * (2 * u[4] - 1)
-    if ranges.crop:
-        v = torch.rand(3, generator=generator).tolist()
-        kept = math.sqrt(1 - ranges.crop * v[0])
-        x, y, size = x + (1 - kept) * (2 * v[1] - 1), y + (1 - kept) * (2 * v[2] - 1), size * kept
-    cos, sin = size * math.cos(angle), size * math.sin(angle)
-    upright = -1.0 if ranges.upside_down and float(torch.rand(1, generator=generator)) < ranges.upside_down else 1.0
-    return torch.tensor([[mirror * cos, -upright * sin, x], [mirror * sin, upright * cos, y]])
+    u = torch.rand(count, 18, generator=generator)
+
+    def within(column: int, limit: float) -> Tensor:
+        return limit * (2 * u[:, column] - 1)
+
+    def drawn(column: int, limit: float) -> Tensor | None:
+        return within(column, limit) if limit else None
+
+    angle = within(0, math.radians(ranges.rotation)) * (u[:, 1] < ranges.rotation_chance)
+    kept = (1 - ranges.crop * u[:, 2]).sqrt()
+    size = zoom * (1 + within(3, ranges.scale)) * kept
+    mirror = 1 - 2 * (u[:, 4] < ranges.flip).float()
+    upright = 1 - 2 * (u[:, 5] < ranges.upside_down).float()
+    x, y = (
+        place + 2 * within(column, ranges.shift) + (1 - kept) * within(column + 1, 1.0)
+        for place, column in zip((u.new_zeros(count, 2) if centres is None else centres).unbind(1), (6, 8), strict=True)
+    )
+    cos, sin = size * angle.cos(), size * angle.sin()
+    maps = torch.stack([mirror * cos, -upright * sin, x, mirror * sin, upright * cos, y], 1).view(count, 2, 3)
+    blurred = u[:, 10] < ranges.blur_chance
+    return Changes(
+        maps=maps,
+        cells=1 + ranges.grid * (2 * torch.rand(count, 2, CELLS, generator=generator) - 1) if ranges.grid else None,
+        optical=drawn(11, ranges.optical),
+        gain=drawn(12, ranges.gain),
+        offset=drawn(13, ranges.offset),
+        kernel=drawn(14, ranges.kernel),
+        noise=ranges.noise * u[:, 15] if ranges.noise else None,
+        blur=tuple((ranges.blur * u[:, 16] * blurred).tolist()) if ranges.blur else (),
+        seed=int(torch.randint(2**62, (1,), generator=generator)),
+    )
 
 
-def draw_grid(ranges: Ranges, transform: Tensor, *, side: int, generator: torch.Generator) -> Tensor:
-    """Where each of the result's `side` × `side` pixels looks, (side, side, 2): `transform` of a distorted grid.
+def grid_of(changes: Changes, *, side: int) -> Tensor:
+    """Where each of a result's `side` × `side` pixels looks, (runs, side, side, 2).
 
     Optical and grid distortion come before the affine map, so that everything together is one interpolation.
     """
-    along = (torch.arange(side) + 0.5) * 2 / side - 1
-    x, y = along, along
-    if ranges.grid:
-        x, y = (_uneven(along, ranges.grid, generator) for _ in range(2))
-    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    if ranges.optical:
-        strength = ranges.optical * (2 * float(torch.rand(1, generator=generator)) - 1)
-        squared = (points / 2).square().sum(-1, keepdim=True)
-        points = points * (1 + strength * (squared + squared.square()))
-    return points @ transform[:, :2].T + transform[:, 2]
+    maps = changes.maps
+    along = (torch.arange(side, device=maps.device) + 0.5) * 2 / side - 1
+    x = y = along.expand(len(maps), side)
+    if changes.cells is not None:
+        x, y = (_uneven(along, widths) for widths in changes.cells.unbind(1))
+    x, y = x[:, None, :], y[:, :, None]
+    if changes.optical is not None:
+        squared = (x / 2).square() + (y / 2).square()
+        longer = 1 + changes.optical[:, None, None] * (squared + squared.square())
+        x, y = x * longer, y * longer
+    a, b, c, d, e, f = (value[:, None, None] for value in maps.flatten(1).unbind(1))
+    return torch.stack((a * x + b * y + c, d * x + e * y + f), -1)
 
 
-def _uneven(along: Tensor, limit: float, generator: torch.Generator) -> Tensor:
-    """−1..1 mapped to itself by straight pieces, one for each cell; none of them is folded over."""
-    widths = 1 + limit * (2 * torch.rand(CELLS, generator=generator) - 1)
-    edges = torch.cat([torch.zeros(1), widths.cumsum(0)]) * 2 / widths.sum() - 1
+def _uneven(along: Tensor, widths: Tensor) -> Tensor:
+    """−1..1 mapped to itself by straight pieces, (runs, side), one for each of the cells; none of them is folded over.
+
+    `widths` (runs, CELLS) are those of the cells, in any unit.
+    """
+    edges = torch.cat([torch.zeros_like(widths[:, :1]), widths.cumsum(1)], 1) * 2 / widths.sum(1, keepdim=True) - 1
     place = (along + 1) / 2 * CELLS
     cell = place.long().clamp(0, CELLS - 1)
-    return edges[cell] + (place - cell) * (edges[cell + 1] - edges[cell])
+    return edges[:, cell] + (place - cell) * (edges[:, cell + 1] - edges[:, cell])
 
 
 def warp(planes: Tensor, grid: Tensor, *, fill: Tensor | float = 0.0) -> Tensor:
-    """Planes ``(n, channels, rows, columns)`` where `grid`, from `draw_grid`, looks; `fill` beyond the edge.
+    """Planes ``(runs, slices, channels, rows, columns)`` where `grid`, from `grid_of`, looks; `fill` beyond the edge.
 
-    `fill` is a number or one number for each channel, shape ``(channels, 1, 1)``.
+    `fill` is a number, or what spreads over the planes, such as one number for each run and channel.
     """
-    grids = grid.expand(len(planes), *grid.shape)
-    warped: Tensor = functional.grid_sample(planes - fill, grids, mode="bilinear", align_corners=False)
-    return warped.add(fill)
+    runs, slices, channels = planes.shape[:3]
+    lifted = (planes - fill).flatten(1, 2)
+    warped: Tensor = functional.grid_sample(lifted, grid, mode="bilinear", align_corners=False)
+    return warped.view(runs, slices, channels, *grid.shape[1:3]).add_(fill)
 
 
-def perturb(images: Tensor, ranges: Ranges, *, generator: torch.Generator) -> Tensor:
-    """Images with another contrast, brightness, sharpness and noise, drawn once for the run."""
-    u = torch.rand(3, generator=generator).tolist()
-    changed: Tensor = images * (1 + ranges.gain * (2 * u[0] - 1)) + ranges.offset * (2 * u[1] - 1)
-    if ranges.blur and float(torch.rand(1, generator=generator)) < ranges.blur_chance:
-        changed = _blurred(changed, ranges.blur * float(torch.rand(1, generator=generator)))
-    if ranges.kernel:
-        share = ranges.kernel * (2 * float(torch.rand(1, generator=generator)) - 1)
-        smooth = functional.avg_pool2d(changed, 3, stride=1, padding=1, count_include_pad=False)
-        changed = changed.lerp(smooth, share)
-    if ranges.noise:
-        changed = changed + torch.randn(images.shape, generator=generator) * (ranges.noise * u[2])
+def perturb(images: Tensor, changes: Changes) -> Tensor:
+    """Images (runs, slices, channels, rows, columns) with another contrast, brightness, sharpness and noise."""
+
+    def spread(values: Tensor) -> Tensor:
+        return values[:, None, None, None, None]
+
+    changed = images
+    if changes.gain is not None:
+        changed = changed * spread(1 + changes.gain)
+    if changes.offset is not None:
+        changed = changed + spread(changes.offset)
+    if any(changes.blur):
+        changed = torch.stack([_blurred(one, by) for one, by in zip(changed, changes.blur, strict=True)])
+    if changes.kernel is not None:
+        smooth = functional.avg_pool2d(changed.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)
+        changed = changed.lerp(smooth.view_as(changed), spread(changes.kernel))
+    if changes.noise is not None:
+        generator = torch.Generator(images.device).manual_seed(changes.seed)
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        changed = changed.addcmul(noise, spread(changes.noise))
     return changed
 
 

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
+import mmap
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,8 @@ from training.study import Arrays
 DEFAULT_GB = 200.0
 RECOUNT = 0.05
 """The folder's size is counted again when this process alone has added such a share of the limit."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +65,8 @@ class VolumeCache:
         return found
 
     def find(self, key: str) -> Arrays | None:
-        """The entry of `key`, or None."""
-        return _opened(self.root / key[:2] / key)
+        """The entry of `key`, or None; of its arrays those are mapped that are asked for (see `Entry` and `insist`)."""
+        return _found(self.root / key[:2] / key)
 
     def __contains__(self, key: str) -> bool:
         return (self.root / key[:2] / key).is_dir()
@@ -105,17 +110,85 @@ class VolumeCache:
         return found
 
 
+class Entry(Mapping[str, NDArray[Any]]):
+    """The arrays of an entry, each memory-mapped read-only when it is asked for; whoever has one keeps its pages.
+
+    Raises ``Gone`` where the entry has left the cache meanwhile.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = str(place)
+        self._names = frozenset(name[: -len(".npy")] for name in os.listdir(place) if name.endswith(".npy"))
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            return _mapped(f"{self._place}/{name}.npy")
+        except FileNotFoundError as error:
+            raise Gone(self._place) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._names))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Gone(LookupError):
+    """An entry left the cache between being found and being read."""
+
+
+def insist(look: Callable[[], T]) -> T:
+    """What `look` finds in an entry that it opens; done again where the entry left the cache in between."""
+    for _ in range(8):
+        with suppress(Gone):
+            return look()
+    return look()
+
+
+def _mapped(path: str) -> NDArray[Any]:
+    """The array in a file of `numpy.save`, memory-mapped: as ``numpy.load`` does, in a tenth of its time."""
+    with open(path, "rb") as file:
+        header = _header(path)
+        if not math.prod(header.shape):
+            return np.empty(header.shape, header.dtype)
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray(header.shape, header.dtype, pages, header.offset)
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+
+@lru_cache(maxsize=1 << 20)
+def _header(path: str) -> _Header:
+    """What stands before the numbers. A path's never changes: it holds the digest of what its numbers come from."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        return _Header(shape, dtype, file.tell())
+
+
 def _opened(place: Path) -> Arrays | None:
-    """The arrays, or None where there is no such entry (any more)."""
+    """The arrays, all mapped, or None where there is no such entry (any more)."""
     try:
-        names = sorted(path for path in os.listdir(place) if path.endswith(".npy"))
-        arrays = {name.removesuffix(".npy"): np.load(place / name, mmap_mode="r") for name in names}
-        now = time.time()
-        if now - place.stat().st_mtime > 60:  # when it was last used, to the minute: reading should not write much
+        return dict(_found(place) or {}) or None
+    except Gone:
+        return None
+
+
+def _found(place: Path) -> Entry | None:
+    try:
+        now, used = time.time(), os.stat(place).st_mtime
+        if now - used > 60:  # when it was last used, to the minute: reading should not write much
             os.utime(place, (now, now))
+        return Entry(place)
     except FileNotFoundError:
         return None
-    return arrays
 
 
 def _write(path: Path, values: NDArray[Any]) -> None:

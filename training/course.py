@@ -6,8 +6,8 @@ finds the finished ones finished; steps are counted on through all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from training.dataset import Ahead, Batch, Sampler, Sampling, Scan
+from training.batches import Ahead, Batch, Sampler, Sampling
+from training.dataset import Scan
 from training.loop import Budget, Keep, Run, autocast, fit
 from training.schedules import Schedule
 
@@ -67,7 +68,8 @@ def sampled(scans: Sequence[Scan], sampling: Sampling, *, run: Run) -> Ahead:
 
 def made_ahead(sampler: Sampler, *, run: Run) -> Ahead:
     """The batches of `sampler`, numbered and made ahead."""
-    return Ahead(partial(sampler.numbered, seed=run.seed), workers=run.workers, stride=run.team.size)
+    make = partial(sampler.loadable, seed=run.seed, device=run.device)
+    return Ahead(make, workers=run.workers, stride=run.team.size)
 
 
 def follow(
@@ -90,12 +92,16 @@ def follow(
         Slices to learn from: what an epoch is counted by.
     """
 
+    if run.device.type == "cuda" and all(parameter.ndim < 5 for parameter in model.parameters()):
+        model.to(memory_format=torch.channels_last)
+
     def loss_at(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(run.seed * SEEDS + number)
+        batch = batches(number).to(run.device)  # changed in float32, hence before
         with autocast(run.device) if course.mixed else nullcontext():
-            return loss(batches(number).to(run.device), generator)
+            return loss(batch, generator)
 
-    with batches:
+    with batches, _fastest_kernels():
         return course.done + fit(
             model,
             optimizer,
@@ -111,6 +117,17 @@ def follow(
             done=course.done,
             team=run.team,
         )
+
+
+@contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """A GPU tries what is fastest: worth it where the same shapes come again and again."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def named(keep: Keep | None, name: str) -> Keep | None:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from training.batches import Ahead, Batch
 from training.course import Course, follow
-from training.dataset import Ahead, Batch
 from training.errors import DivergedError
 from training.loop import Progress, Run
 from training.schedules import ramp

@@ -192,8 +192,9 @@ def fit(
                 group["betas"] = (momentum(progress), group["betas"][1])
         optimizer.zero_grad(set_to_none=True)
         numbers = range(now.step * accumulate + team.rank, (now.step + 1) * accumulate, team.size)
-        loss = _descend(loss_at, numbers, parameters, share=1 / accumulate, seed=seed, team=team)
-        norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+        total = _descend(loss_at, numbers, parameters, share=1 / accumulate, seed=seed, team=team)
+        # One question to a GPU a step, when all of it has been handed over.
+        loss, norm = torch.stack([total, nn.utils.clip_grad_norm_(parameters, clip)]).tolist()
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergedError(_diverged(now.step, loss, norm, keep))
         optimizer.step()
@@ -217,21 +218,19 @@ def _descend(
     share: float,
     seed: int,
     team: Team,
-) -> float:
+) -> Tensor:
     """The gradients of this step's batches, summed over the team, each times `share`; returns the loss likewise."""
-    total = 0.0
+    total = torch.zeros((), device=parameters[0].device)
     for number in numbers:
         torch.manual_seed(seed * 1_000_003 + number)
         loss = loss_at(number) * share
-        total += float(loss.detach())
+        total += loss.detach()
         torch.autograd.backward(loss)
     if team.size > 1:
         for parameter in parameters:
             if parameter.grad is None:  # the others may have one
                 parameter.grad = torch.zeros_like(parameter)
-        whole = torch.tensor(total, device=parameters[0].device)
-        team.sum_([whole, *(p.grad for p in parameters if p.grad is not None)])
-        total = float(whole)
+        team.sum_([total, *(p.grad for p in parameters if p.grad is not None)])
     return total
 
 
@@ -280,6 +279,10 @@ def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> Counters:
             _, index, key = name.split(".", 2)
             states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, state in optimizer.state.items():  # a fused step takes numbers in the order in which they lie
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
     return Counters(**{name: json.loads(facts[name]) for name in Counters().to_json()})

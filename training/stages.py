@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.models import ScanModel
-from training.dataset import Batch, Sampler, Sampling, Scan
+from training.batches import Batch, Sampler, Sampling
+from training.dataset import Scan
 from training.loop import Budget, Keep, Progress, Report, autocast, fit, without_decay
 from training.losses import weighted_log_loss
 from training.schedules import warmup_cosine
@@ -45,7 +46,7 @@ def train_stage(
 ) -> int:
     """Train every parameter of `model` by `loss` and return the number of steps; its checkpoint lies in `folder`."""
     sampler = Sampler(scans, stage.sampling)
-    optimizer = torch.optim.AdamW(without_decay([model], decay=stage.decay), lr=stage.rate)
+    optimizer = torch.optim.AdamW(without_decay([model], decay=stage.decay), lr=stage.rate, fused=True)
     model.to(memory_format=torch.channels_last)
     model.train()
 
@@ -92,10 +93,12 @@ def describe(model: ScanModel, scans: Sequence[Scan]) -> list[Described]:
     for scan in scans:
         parts = []
         for first in range(0, len(scan), CHUNK):
-            chunk = torch.from_numpy(scan.among(slice(first, min(first + CHUNK, len(scan))), reach=model.reach))
+            here = slice(first, min(first + CHUNK, len(scan)))
+            chunk = torch.tensor(scan.among(here, reach=model.reach)).to(device).float()
             with autocast(device):
-                parts.append(model.encode(chunk.to(device)).float().cpu())
-        described.append(Described(scan=scan if model.per_slice else scan.as_one(), descriptors=torch.cat(parts)))
+                parts.append(model.encode(chunk).float())
+        rows = torch.cat(parts).cpu()
+        described.append(Described(scan=scan if model.per_slice else scan.as_one(), descriptors=rows))
     return described
 
 
@@ -127,7 +130,7 @@ def train_sequence(
     behind = nn.ModuleList(
         [m for name, m in model.named_children() if name in {"recurrent", "classify"} and m is not None]
     )
-    optimizer = torch.optim.AdamW(without_decay([behind], decay=0.02), lr=rate)
+    optimizer = torch.optim.AdamW(without_decay([behind], decay=0.02), lr=rate, fused=True)
     best, kept = sequence_loss(model, validation), {k: v.clone() for k, v in behind.state_dict().items()}
 
     def loss_at(step: int) -> Tensor:

@@ -281,7 +281,7 @@ def test_images_run_in_pieces_of_few_sizes(count: int, smallest: int | None, exp
 def test_cuda_graphs_give_the_cpus_numbers(family: str) -> None:
     engine = engine_with(family, device="cuda:0")
     reading = read(engine, head())
-    np.testing.assert_allclose(scores_of(reading).values, encoded_as_it_arrives(family).values, atol=1e-3)
+    np.testing.assert_allclose(scores_of(reading).values, encoded_as_it_arrives(family).values, atol=5e-3)
     assert reading.warnings == ()
     assert engine.backends == {"model": "torch"}
 

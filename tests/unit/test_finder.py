@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from training import finder
+from training.batches import Ahead, Batch
 from training.course import Course
-from training.dataset import Ahead, Batch
 from training.finder import Curve, Search, find_rate
 from training.loop import Keep, Run
 from training.schedules import constant

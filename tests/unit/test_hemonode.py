@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from inference.models import Hemonode, HemonodeConfig
 from tests.square_scans import square_scans
-from training.augment import Ranges, perturb
+from training.augment import Ranges, draw, perturb
 from training.average import Averaged
-from training.dataset import Sampler, Sampling, Scan
+from training.batches import Sampler, Sampling
+from training.dataset import Scan
 from training.folds import patient_folds
 from training.loop import Keep, Progress, Run
 from training.recipes import hemonode
@@ -216,7 +217,7 @@ def test_an_average_that_is_switched_off_is_the_network_itself() -> None:
 def test_segmentation_helps_where_bleeding_is_outlined_and_only_there() -> None:
     model = network()
     helped = Helped(model, average=0.0)
-    sampling = Sampling(runs=4, slices=1, side=32, reach=1)
+    sampling = Sampling(runs=4, slices=1, side=32, reach=1, outlines=True)
     batch = Sampler(scans(), sampling).numbered(0, seed=0)
     nowhere = replace(batch, outlined=torch.zeros_like(batch.outlined))
 
@@ -228,12 +229,10 @@ def test_segmentation_helps_where_bleeding_is_outlined_and_only_there() -> None:
 
 
 def test_images_are_smoothed_or_sharpened() -> None:
-    image = torch.zeros(1, 1, 5, 5)
-    image[..., 2, 2] = 9
-    peaks = {
-        float(perturb(image, Ranges(kernel=0.5), generator=torch.Generator().manual_seed(seed))[0, 0, 2, 2])
-        for seed in range(20)
-    }
+    images = torch.zeros(20, 1, 1, 5, 5)
+    images[..., 2, 2] = 9
+    changes = draw(Ranges(kernel=0.5), 20, generator=torch.Generator().manual_seed(0))
+    peaks = perturb(images, changes)[..., 2, 2].flatten().tolist()
     assert min(peaks) < 8.5
     assert max(peaks) > 9.5
     assert all(5 <= peak <= 13 for peak in peaks)

@@ -15,7 +15,8 @@ from inference.models import Classifier, ClassifierConfig
 from inference.models.classifiers import TRUNKS
 from tests.square_scans import square_scans
 from training.augment import Ranges, draw, perturb
-from training.dataset import Batch, Sampler, Sampling, Scan
+from training.batches import Batch, Sampler, Sampling
+from training.dataset import Scan
 from training.errors import TrainingError
 from training.loop import Keep, Progress, Run
 from training.recipes import subtypes
@@ -159,12 +160,11 @@ def test_intensities_are_equalised_over_the_slices_that_are_not_blank() -> None:
 
 def test_images_are_turned_and_blurred_as_often_as_asked() -> None:
     ranges = Ranges(flip=0, rotation=15, rotation_chance=0.25, blur=1.5, blur_chance=0.3)
-    generator = torch.Generator().manual_seed(0)
-    turned = sum(bool(draw(ranges, generator=generator)[0, 1] != 0) for _ in range(400))
-    assert 60 < turned < 140
-    image = torch.zeros(1, 1, 9, 9)
-    image[0, 0, 4, 4] = 1
-    blurred = [perturb(image, ranges, generator=generator) for _ in range(400)]
+    changes = draw(ranges, 400, generator=torch.Generator().manual_seed(0))
+    assert 60 < int((changes.maps[:, 0, 1] != 0).sum()) < 140
+    image = torch.zeros(400, 1, 1, 9, 9)
+    image[..., 4, 4] = 1
+    blurred = perturb(image, changes)
     peaks = [float(one.max()) for one in blurred]
     assert 60 < sum(peak < 0.99 for peak in peaks) < 160
     assert min(peaks) > 0.05

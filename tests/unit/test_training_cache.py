@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.cache import VolumeCache
+from training.cache import VolumeCache, insist
 from training.errors import DataError
 
 KEY, OTHER = "ab" + "0" * 62, "cd" + "0" * 62
@@ -35,12 +37,29 @@ def test_an_entry_is_made_once_and_then_memory_mapped(tmp_path: Path) -> None:
 
     first, again = VolumeCache(tmp_path).get(KEY, make), VolumeCache(tmp_path).get(KEY, make)
     assert len(made) == 1
-    assert isinstance(first["hu"], np.memmap)
-    assert isinstance(again["hu"], np.memmap)
+    assert isinstance(first["hu"].base, mmap.mmap)
+    assert isinstance(again["hu"].base, mmap.mmap)
     assert again["hu"].dtype == np.int16
     assert again["uids"].tolist() == ["a", "b"]
     with pytest.raises(ValueError, match="read-only"):
         again["hu"][0] = 1
+
+
+def test_an_entry_that_leaves_between_being_found_and_being_read_is_looked_for_again(tmp_path: Path) -> None:
+    cache, found = VolumeCache(tmp_path), []
+
+    def look() -> np.ndarray:
+        entry = cache.get(KEY, volume) and cache.find(KEY)
+        assert entry is not None
+        found.append(entry)
+        if len(found) == 1:
+            shutil.rmtree(tmp_path / KEY[:2] / KEY)
+        return entry["hu"]
+
+    assert (insist(look) == 7).all()
+    assert len(found) == 2
+    assert sorted(found[1]) == ["hu", "uids"]
+    assert found[1].get("masks") is None
 
 
 def test_threads_that_want_the_same_entry_wait_for_the_one_that_makes_it(tmp_path: Path) -> None:
@@ -62,7 +81,7 @@ KILLED = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from training.cache import VolumeCache
+from training.cache import VolumeCache, insist
 class Slow(dict):
     def items(self):
         yield "hu", np.zeros((2, 4, 4), np.int16)

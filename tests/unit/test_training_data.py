@@ -12,9 +12,10 @@ from inference import preprocess
 from inference.preprocess import Preprocessing
 from inference.result import SUBTYPES
 from training import dataset
-from training.augment import Ranges, cutmix, draw, draw_grid, warp
+from training.augment import Changes, Ranges, cutmix, draw, grid_of, perturb, warp
+from training.batches import Ahead, Sampler, Sampling
 from training.cache import VolumeCache
-from training.dataset import Ahead, Sampler, Sampling, Scan, split
+from training.dataset import Scan, split
 from training.errors import DataError, LeakageError
 from training.guard import refuse_overlap
 from training.heads import Heads
@@ -97,7 +98,7 @@ def test_a_prepared_scan_is_what_serving_makes_of_the_same_slices(tmp_path: Path
 
 def test_the_masks_lie_over_the_blood(tmp_path: Path) -> None:
     scan = blocks(tmp_path, 2)
-    found = dataset.unpack(scan.opened()["masks"])
+    found = dataset.unpack(torch.tensor(scan.opened()["masks"])).numpy()
     assert found.shape == (8, len(SUBTYPES), 40, 40)
     assert found[:, 2].sum() == 3 * 36
     assert found.sum() == found[:, 2].sum()
@@ -137,12 +138,24 @@ def test_batches_made_ahead_are_those_that_would_be_made_now(tmp_path: Path) -> 
             assert torch.equal(batches(number).images, sampler.numbered(number, seed=4).images)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_changes_images_and_masks_as_a_cpu_does(tmp_path: Path) -> None:
+    ranges = Ranges(rotation=30, scale=0.2, shift=0.1, gain=0.2, kernel=0.5, grid=0.2, optical=0.2)
+    sampling = Sampling(runs=6, slices=2, side=40, reach=1, outlines=True, ranges=ranges)
+    sampler, device = Sampler([blocks(tmp_path, i) for i in range(2)], sampling), torch.device("cuda")
+    here, there = sampler.numbered(3, seed=0), sampler.loadable(3, seed=0, device=device).to(device)
+    for one, other in ((here.images, there.images), (here.masks, there.masks), (here.labels, there.labels)):
+        torch.testing.assert_close(one, other.cpu(), atol=1e-3, rtol=1e-3)
+
+
 def test_slices_that_nobody_outlined_keep_their_label_and_give_no_mask(tmp_path: Path) -> None:
     scan = blocks(tmp_path, 1, outlines=False)
-    whole = Sampler([scan], Sampling(runs=8, slices=8, side=40, positive=1.0)).numbered(0, seed=1)
+    whole = Sampler([scan], Sampling(runs=8, slices=8, side=40, positive=1.0, outlines=True)).numbered(0, seed=1)
     assert torch.equal(whole.outlined, whole.labels[..., 0] == 0)
     assert not whole.masks.any()
-    cut = Sampler([scan], Sampling(runs=30, slices=1, side=10, crop=0.25, positive=1.0)).numbered(0, seed=1)
+    cut = Sampler([scan], Sampling(runs=30, slices=1, side=10, crop=0.25, positive=1.0, outlines=True)).numbered(
+        0, seed=1
+    )
     assert cut.labels[..., 0].isnan().all(), "whether the crop holds the bleeding is not known"
 
 
@@ -199,7 +212,9 @@ def test_as_many_runs_as_asked_hold_bleeding_and_short_scans_give_short_runs(tmp
 
 def test_the_masks_move_with_the_images(tmp_path: Path) -> None:
     ranges = Ranges(rotation=40, scale=0.2, shift=0.1)
-    sampler = Sampler([blocks(tmp_path, 1)], Sampling(runs=16, slices=2, side=40, positive=1.0, ranges=ranges))
+    sampler = Sampler(
+        [blocks(tmp_path, 1)], Sampling(runs=16, slices=2, side=40, positive=1.0, outlines=True, ranges=ranges)
+    )
     batch = sampler.batch(torch.Generator().manual_seed(3))
     blood = batch.masks.sum(2) > 0.99
     assert blood.any()
@@ -208,7 +223,7 @@ def test_the_masks_move_with_the_images(tmp_path: Path) -> None:
 
 
 def test_the_labels_of_a_crop_are_what_is_inside_it(tmp_path: Path) -> None:
-    sampling = Sampling(runs=60, slices=1, side=10, crop=0.25, positive=0.5, ranges=STILL)
+    sampling = Sampling(runs=60, slices=1, side=10, crop=0.25, positive=0.5, outlines=True, ranges=STILL)
     batch = Sampler([blocks(tmp_path, 1)], sampling).batch(torch.Generator().manual_seed(4))
     inside = batch.masks.sum((2, 3, 4)) * 25 >= 12
     assert torch.equal(batch.labels[..., 0] == 1, inside)
@@ -217,48 +232,63 @@ def test_the_labels_of_a_crop_are_what_is_inside_it(tmp_path: Path) -> None:
 
 
 def test_nothing_changes_without_ranges_and_a_flip_mirrors_columns() -> None:
-    planes, generator = torch.rand(2, 3, 9, 9), torch.Generator().manual_seed(0)
+    planes, generator = torch.rand(2, 1, 3, 9, 9), torch.Generator().manual_seed(0)
 
     def changed(ranges: Ranges) -> torch.Tensor:
-        transform = draw(ranges, generator=generator)
-        return warp(planes, draw_grid(ranges, transform, side=9, generator=generator))
+        return warp(planes, grid_of(draw(ranges, 2, generator=generator), side=9))
 
     assert torch.allclose(changed(STILL), planes, atol=1e-5)
     assert torch.allclose(changed(Ranges(rotation=0, flip=1)), planes.flip(-1), atol=1e-5)
     assert torch.allclose(changed(Ranges(rotation=0, flip=0, upside_down=1)), planes.flip(-2), atol=1e-5)
 
 
+def test_every_run_of_a_batch_is_changed_by_what_was_drawn_for_it() -> None:
+    ranges = Ranges(rotation=30, scale=0.2, shift=0.1, crop=0.2, optical=0.2, grid=0.3, gain=0.2, offset=0.3, blur=1.5)
+    changes = draw(ranges, 5, generator=torch.Generator().manual_seed(3))
+    planes = torch.rand(5, 2, 3, 16, 16)
+    together = perturb(warp(planes, grid_of(changes, side=16)), changes)
+    for run in range(5):
+        here = slice(run, run + 1)
+        one = Changes(
+            maps=changes.maps[here],
+            blur=changes.blur[here],
+            **{name: getattr(changes, name)[here] for name in ("cells", "optical", "gain", "offset")},
+        )
+        torch.testing.assert_close(together[here], perturb(warp(planes[here], grid_of(one, side=16)), one))
+    assert len({round(float(angle), 4) for angle in changes.maps[:, 0, 1]}) == 5
+
+
+STAYING = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
+
+
 def test_distortion_keeps_the_corners_of_the_grid_and_folds_nothing_over() -> None:
-    generator, still = torch.Generator().manual_seed(1), torch.tensor([[1.0, 0, 0], [0, 1, 0]])
-    grid = draw_grid(Ranges(grid=0.9), still, side=500, generator=generator)
-    assert (grid[:, 1:, 0] > grid[:, :-1, 0]).all()
-    assert (grid[1:, :, 1] > grid[:-1, :, 1]).all()
-    assert torch.allclose(grid[[0, -1], [0, -1]], torch.tensor([[-1.0, -1], [1, 1]]), atol=0.02)
-    moved = (grid - draw_grid(Ranges(), still, side=500, generator=generator)).abs().max()
-    assert float(moved) > 0.05
-    lens = draw_grid(Ranges(optical=0.2), still, side=500, generator=generator)
-    share = lens.norm(dim=-1) / draw_grid(Ranges(), still, side=500, generator=generator).norm(dim=-1)
+    def grid(ranges: Ranges) -> torch.Tensor:
+        drawn = draw(ranges, 1, generator=torch.Generator().manual_seed(1))
+        return grid_of(replace(drawn, maps=STAYING), side=500)[0]
+
+    uneven, plain = grid(Ranges(grid=0.9)), grid(Ranges())
+    assert (uneven[:, 1:, 0] > uneven[:, :-1, 0]).all()
+    assert (uneven[1:, :, 1] > uneven[:-1, :, 1]).all()
+    assert torch.allclose(uneven[[0, -1], [0, -1]], torch.tensor([[-1.0, -1], [1, 1]]), atol=0.02)
+    assert float((uneven - plain).abs().max()) > 0.05
+    share = grid(Ranges(optical=0.2)).norm(dim=-1) / plain.norm(dim=-1)
     assert float((share[250, 250] - 1).abs()) < 1e-3 < float((share[0, 0] - 1).abs()) < 0.16
 
 
 def test_a_crop_shows_a_part_of_the_image_and_nothing_beyond_it() -> None:
-    generator = torch.Generator().manual_seed(2)
-    grids = [
-        draw_grid(ranges, draw(ranges, generator=generator), side=64, generator=generator)
-        for ranges in [Ranges(rotation=0, flip=0, crop=0.2)] * 50
-    ]
-    assert max(float(grid.abs().max()) for grid in grids) < 1
-    areas = [float((grid[-1, -1] - grid[0, 0]).prod()) / 4 * (64 / 63) ** 2 for grid in grids]
+    changes = draw(Ranges(rotation=0, flip=0, crop=0.2), 50, generator=torch.Generator().manual_seed(2))
+    grids = grid_of(changes, side=64)
+    assert float(grids.abs().max()) < 1
+    areas = ((grids[:, -1, -1] - grids[:, 0, 0]).prod(1) / 4 * (64 / 63) ** 2).tolist()
     assert 0.8 - 1e-3 < min(areas) < 0.85
     assert 0.95 < max(areas) <= 1 + 1e-3
 
 
 def test_what_lies_beyond_the_edge_is_filled() -> None:
     fill = torch.tensor([0.3, -2.0])[:, None, None]
-    beyond = torch.tensor([[1.0, 0, 5.0], [0, 1, 0]])
-    grid = draw_grid(STILL, beyond, side=8, generator=torch.Generator())
-    shifted = warp(torch.ones(1, 2, 8, 8), grid, fill=fill)
-    assert torch.allclose(shifted, fill.expand(1, 2, 8, 8))
+    grid = grid_of(Changes(maps=torch.tensor([[[1.0, 0, 5.0], [0, 1, 0]]])), side=8)
+    shifted = warp(torch.ones(1, 1, 2, 8, 8), grid, fill=fill)
+    assert torch.allclose(shifted, fill.expand(1, 1, 2, 8, 8))
 
 
 def test_cutmix_mixes_labels_by_the_pasted_area() -> None:

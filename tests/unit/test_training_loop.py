@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from inference.models import CnnLstm, CnnLstmConfig, RADnet, RadnetConfig
 from tests.square_scans import square_scans
 from training import stages
-from training.dataset import Sampler, Sampling
+from training.batches import Sampler, Sampling
 from training.errors import DivergedError, TrainingError
 from training.loop import Budget, Keep, Run, fit, without_decay
 from training.recipes import cnn_lstm, demonstration, radnet
@@ -122,14 +122,18 @@ def test_radnet_learns_a_few_scans_by_the_papers_recipe(tmp_path: Path) -> None:
         model, square_scans(), recipe=recipe, run=Run(seed=0, report=lambda now: losses.append(now.loss))
     )
     assert steps == 32
-    batch = Sampler(square_scans(), Sampling(runs=4, slices=6, side=32)).batch(torch.Generator().manual_seed(0))
+    batch = Sampler(square_scans(), Sampling(runs=4, slices=6, side=32, outlines=True)).batch(
+        torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         assert float(radnet.loss(model, batch, recipe)) < 0.8 * float(radnet.loss(tiny().train(), batch, recipe))
 
 
 def test_an_ablation_without_attention_has_no_segmentation_loss() -> None:
     plain = RADnet(RadnetConfig.from_json(TINY.to_json() | {"attention": False}))
-    batch = Sampler(square_scans(), Sampling(runs=2, slices=6, side=32)).batch(torch.Generator().manual_seed(0))
+    batch = Sampler(square_scans(), Sampling(runs=2, slices=6, side=32, outlines=True)).batch(
+        torch.Generator().manual_seed(0)
+    )
     recipe = RadnetRecipe(attention_weight=1e6)
     assert float(radnet.loss(plain, batch, recipe).detach()) < 10 < float(radnet.loss(tiny(), batch, recipe).detach())
 

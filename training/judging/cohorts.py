@@ -89,7 +89,7 @@ def _banded(value: float | None, bands: Bands) -> str:
 
 def volume_ml(scan: Scan) -> float | None:
     """How much bleeds in mL, by the outlines of the prepared images; None where there are none."""
-    masks = scan.opened().get("masks")
+    masks = scan.array("masks")
     if masks is None:
         return None
     areas = np.array([np.count_nonzero(mask) for mask in masks]) * scan.facts.pixel_mm**2

@@ -75,7 +75,7 @@ def _slices(readings: Sequence[Read], label: int, column: int, most: int) -> tup
 
 def bleeding_slice(reading: Read) -> int:
     """The slice with the largest outline; else the middle one of those labelled positive; else of all."""
-    masks = reading.scan.opened().get("masks")
+    masks = reading.scan.array("masks")
     if masks is not None and np.any(masks):
         return int(np.argmax([np.count_nonzero(mask) for mask in masks]))
     positive = np.flatnonzero(reading.scan.labels[:, LABELS.index(ANY)] == 1)

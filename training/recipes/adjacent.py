@@ -15,8 +15,9 @@ from inference.models.adjacent import BLOCK, REACH, Adjacent, AdjacentConfig
 from inference.preprocess import Preprocessing
 from inference.result import LABELS, Json
 from training.augment import Ranges, cutmix
+from training.batches import Batch, Sampling
 from training.course import SEEDS, Course, follow, named, sampled
-from training.dataset import Batch, Sampling, Scan
+from training.dataset import Scan
 from training.folds import Fold, out_of_fold
 from training.loop import Budget, Run, fit
 from training.losses import weighted_log_loss
@@ -160,7 +161,7 @@ def train_descriptors(
     return follow(
         course,
         stage,
-        torch.optim.Adam(stage.parameters(), lr=recipe.rate),
+        torch.optim.Adam(stage.parameters(), lr=recipe.rate, fused=True),
         lambda batch, generator: loss(model, batch, recipe, generator=generator),
         sampled(scans, sampling, run=run),
         count=sum(map(len, scans)),
@@ -188,7 +189,7 @@ def train_fusion(
     )
     return done + fit(
         stage,
-        torch.optim.Adam(stage.parameters(), lr=recipe.fusion_rate),
+        torch.optim.Adam(stage.parameters(), lr=recipe.fusion_rate, fused=True),
         loss_at,
         budget=Budget(steps=course.steps(len(blocks)), minutes=run.minutes * (1 - STAGE_1_SHARE)),
         schedule=course.schedule,

@@ -13,8 +13,9 @@ from inference.models.cnn_lstm import CnnLstm, CnnLstmConfig
 from inference.preprocess import Preprocessing
 from inference.result import LABELS, Json
 from training.augment import Ranges, cutmix
+from training.batches import Batch, Sampling
 from training.course import Course, follow, sampled
-from training.dataset import Batch, Sampling, Scan
+from training.dataset import Scan
 from training.loop import Run, without_decay
 from training.losses import weighted_log_loss
 from training.recipe import Recipe
@@ -96,7 +97,7 @@ def train(model: CnnLstm, scans: Sequence[Scan], *, recipe: CnnLstmRecipe, run: 
         ranges=recipe.ranges,
     )
     model.to(run.device).train()
-    optimizer = torch.optim.AdamW(without_decay([model], decay=recipe.decay), lr=recipe.rate)
+    optimizer = torch.optim.AdamW(without_decay([model], decay=recipe.decay), lr=recipe.rate, fused=True)
     course = Course(
         epochs=recipe.epochs,
         slices=recipe.studies * recipe.slices,

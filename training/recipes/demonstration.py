@@ -32,8 +32,9 @@ from inference.preprocess import Preprocessing
 from inference.result import ANY, LABELS
 from training import heads
 from training.augment import Ranges
+from training.batches import Batch, Sampling
 from training.cache import VolumeCache
-from training.dataset import Batch, Sampling, Scan, prepare_all, split
+from training.dataset import Scan, prepare_all, split
 from training.export import INTENDED_USE, Description, export, round_as_stored
 from training.guard import refuse_overlap
 from training.heads import Heads
@@ -91,7 +92,7 @@ def train_radnet(data: Split, *, minutes: float, folder: Path, begin: Path | Non
         sized = RADnet(replace(RADNET, size=side))
         sized.load_state_dict(model.state_dict())
         crop = side / RADNET.size
-        sampling = Sampling(runs=runs, slices=1, side=side, crop=crop, positive=0.6, ranges=RANGES)
+        sampling = Sampling(runs=runs, slices=1, side=side, crop=crop, positive=0.6, outlines=True, ranges=RANGES)
         stage = Stage(name=f"radnet-{side}", sampling=sampling, minutes=minutes * share, rate=rate)
         train_stage(
             sized,
@@ -149,7 +150,7 @@ def train_cnn_lstm(data: Split, *, minutes: float, folder: Path, begin: Path | N
 
     ranges = replace(RANGES, noise=0.15, gain=0.06, offset=0.08)
     for side, runs, share, rate in _stages(CNN_LSTM_STAGES, "cnn_lstm", helped, begin):
-        sampling = Sampling(runs=runs, slices=1, side=side, positive=0.6, ranges=ranges)
+        sampling = Sampling(runs=runs, slices=1, side=side, positive=0.6, outlines=True, ranges=ranges)
         stage = Stage(name=f"cnn_lstm-{side}", sampling=sampling, minutes=minutes * share, rate=rate)
         train_stage(helped, data.training, stage, loss, seed=SEED, folder=folder, report=_report(stage.name))
     return model

@@ -22,10 +22,11 @@ from inference.decision import ScanRule
 from inference.models.hemonode import Hemonode, HemonodeConfig, Weighed
 from inference.preprocess import Preprocessing
 from inference.result import LABELS, SUBTYPES, Json
-from training.augment import Ranges, draw, draw_grid, perturb, warp
+from training.augment import Ranges, draw, grid_of, perturb, warp
 from training.average import Averaged
+from training.batches import Batch, Sampling
 from training.course import SEEDS, Course, follow, named, sampled
-from training.dataset import Batch, Sampling, Scan
+from training.dataset import Scan
 from training.folds import patient_folds
 from training.loop import Budget, Run, autocast, fit, without_decay
 from training.losses import attention_loss, weighted_log_loss
@@ -197,12 +198,13 @@ def train_trunk(
         side=model.size,
         positive=recipe.positive,
         reach=model.reach,
+        outlines=recipe.segmentation > 0,
         ranges=recipe.ranges,
     )
     model.to(run.device).train()
     torch.manual_seed(run.seed)  # of the segmentation heads: the same in every process
     stage = Helped(model, average=recipe.average).to(run.device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(without_decay([stage], decay=recipe.decay), lr=recipe.rate)
+    optimizer = torch.optim.AdamW(without_decay([stage], decay=recipe.decay), lr=recipe.rate, fused=True)
     stage.both.after(optimizer)
     course = Course(
         epochs=recipe.epochs,
@@ -242,28 +244,26 @@ def view(model: Hemonode, scans: Sequence[Scan], recipe: HemonodeRecipe, *, numb
     for place, scan in enumerate(scans):
         generator = torch.Generator().manual_seed((run.seed * VIEWS + number) * SEEDS + place)
         parts = []
-        for images in _chunks(scan, recipe.ranges if number else None, model, generator):
+        for images in _chunks(scan, recipe.ranges if number else None, model, generator, run.device):
             with autocast(run.device):
-                parts.append(model.encode(images.to(run.device)).half().cpu())
-        found.append(torch.cat(parts))
+                parts.append(model.encode(images).half())
+        found.append(torch.cat(parts).cpu())
     return found
 
 
-def _chunks(scan: Scan, ranges: Ranges | None, model: Hemonode, generator: torch.Generator) -> Iterator[Tensor]:
+def _chunks(
+    scan: Scan, ranges: Ranges | None, model: Hemonode, generator: torch.Generator, device: torch.device
+) -> Iterator[Tensor]:
     """What the trunk sees of the scan, a few slices at a time."""
-    side = scan.images.shape[-1]
-    grid, state = None, generator.get_state()
-    if ranges:
-        grid = draw_grid(ranges, draw(ranges, generator=generator), side=side, generator=generator)
-        turned = bool(torch.rand(1, generator=generator) < ranges.flip)
-        state = generator.get_state()
+    changes = draw(ranges, 1, generator=generator).to(device) if ranges else None  # the whole scan is changed alike
+    turned = torch.rand(1, generator=generator).to(device) < (ranges.flip if ranges else 0)
     for first in range(0, len(scan), CHUNK):
-        images = torch.from_numpy(scan.among(slice(first, min(first + CHUNK, len(scan))), reach=model.reach))
-        if ranges and grid is not None:
-            fill = images.amin((0, 2, 3), keepdim=True)[0]
-            generator.set_state(state)  # the whole scan is changed alike
-            images = perturb(warp(images, grid, fill=fill), ranges, generator=generator)
-            images = _turned(images, torch.tensor([turned]), model.reach)
+        here = slice(first, min(first + CHUNK, len(scan)))
+        images = torch.tensor(scan.among(here, reach=model.reach)).to(device).float()
+        if changes:
+            grid, fill = grid_of(changes, side=images.shape[-1]), images.amin((0, 2, 3), keepdim=True)
+            images = perturb(warp(images[None], grid, fill=fill), changes)[0]
+            images = _turned(images, turned, model.reach)
         yield images
 
 
@@ -279,7 +279,8 @@ def train_tail(
     """Stage 2: the tail on the descriptors of whole scans, of all `views` of them."""
     averaged = Averaged(model.tail, decay=recipe.tail_average).to(run.device)
     averaged.trained.train()
-    optimizer = torch.optim.AdamW(without_decay([averaged.trained], decay=recipe.decay), lr=recipe.tail_rate)
+    parameters = without_decay([averaged.trained], decay=recipe.decay)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.tail_rate, fused=True)
     averaged.after(optimizer)
 
     def loss_at(number: int) -> Tensor:

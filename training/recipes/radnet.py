@@ -13,8 +13,9 @@ from inference.models.radnet import RADnet, RadnetConfig
 from inference.preprocess import Preprocessing
 from inference.result import ANY, Json
 from training.augment import Ranges
+from training.batches import Batch, Sampling
 from training.course import Course, follow, sampled
-from training.dataset import Batch, Sampling, Scan
+from training.dataset import Scan
 from training.loop import Run
 from training.losses import attention_loss, weighted_log_loss
 from training.recipe import Recipe
@@ -69,10 +70,22 @@ def loss(model: RADnet, batch: Batch, recipe: RadnetRecipe, *, overlap: float = 
 def train(model: RADnet, scans: Sequence[Scan], *, recipe: RadnetRecipe, run: Run) -> int:
     """Train `model` on `scans` as the paper does and return the number of steps."""
     ranges = Ranges(rotation=recipe.rotation, flip=recipe.flip)
-    sampling = Sampling(runs=1, slices=recipe.slices, side=model.size, positive=recipe.positive, ranges=ranges)
+    sampling = Sampling(
+        runs=1,
+        slices=recipe.slices,
+        side=model.size,
+        positive=recipe.positive,
+        outlines=model.draws_masks,
+        ranges=ranges,
+    )
     model.to(run.device).train()
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.rate, momentum=recipe.momentum, weight_decay=recipe.decay, nesterov=True
+        model.parameters(),
+        lr=recipe.rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.decay,
+        nesterov=True,
+        fused=True,
     )
     course = Course(epochs=recipe.epochs, slices=recipe.slices, schedule=thirds, accumulate=recipe.accumulate)
     return follow(

@@ -15,8 +15,9 @@ from inference.models.resnet_2d import Resnet2d, Resnet2dConfig
 from inference.preprocess import Preprocessing
 from inference.result import LABELS, Json
 from training.augment import Ranges
+from training.batches import Sampling
 from training.course import Course, follow, sampled
-from training.dataset import Sampling, Scan
+from training.dataset import Scan
 from training.loop import Run
 from training.losses import weighted_log_loss
 from training.recipe import Recipe
@@ -71,7 +72,7 @@ def train(model: Resnet2d, scans: Sequence[Scan], *, recipe: Resnet2dRecipe, run
     return follow(
         Course(epochs=recipe.epochs, slices=recipe.batch, schedule=constant, accumulate=recipe.accumulate),
         model,
-        torch.optim.Adam(model.parameters(), lr=recipe.rate),
+        torch.optim.Adam(model.parameters(), lr=recipe.rate, fused=True),
         lambda batch, _: weighted_log_loss(model(batch.images)[0], batch.labels, any_weight=1),
         sampled(scans, sampling, run=run),
         count=sum(map(len, scans)),

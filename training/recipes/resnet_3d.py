@@ -18,10 +18,11 @@ from torch import Tensor
 from inference.decision import ScanRule
 from inference.models.resnet_3d import Resnet3d, Resnet3dConfig
 from inference.preprocess import Preprocessing
-from inference.result import LABELS, Json
+from inference.result import LABELS, SUBTYPES, Json
 from training.augment import Ranges
+from training.batches import Ahead, Batch, Sampling
 from training.course import SEEDS, Course, follow, sampled
-from training.dataset import Ahead, Batch, Sampling, Scan
+from training.dataset import Scan
 from training.errors import DataError
 from training.loop import Run
 from training.losses import weighted_log_loss
@@ -75,9 +76,14 @@ def whole_scan(scans: Sequence[Scan], number: int, *, seed: int) -> Batch:
     epoch, place = divmod(number, len(scans))
     order = torch.randperm(len(scans), generator=torch.Generator().manual_seed(seed * SEEDS + epoch))
     scan = scans[int(order[place])]
-    images, masks, outlined = (torch.from_numpy(part)[None] for part in scan.cut(slice(None)))
-    labels = torch.from_numpy(scan.study_labels)[None, None]
-    return Batch(images=images, masks=masks, labels=labels, outlined=outlined)
+    images = torch.tensor(scan.images, dtype=torch.float32)[None]
+    masks = images.new_zeros(()).expand(1, len(scan), len(SUBTYPES), *images.shape[-2:])
+    return Batch(
+        images=images,
+        masks=masks,
+        labels=torch.from_numpy(scan.study_labels)[None, None],
+        outlined=torch.full((1, len(scan)), False),
+    )
 
 
 def _train(
@@ -99,7 +105,7 @@ def _train(
         # Gradients of shallow 3D convolutions in bfloat16 are wild numbers on the CPU (oneDNN in torch 2.15).
         mixed=run.device.type == "cuda",
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.rate, fused=True)
     return follow(course, model, optimizer, lambda batch, _: loss(model, batch), batches, count=count, run=run)
 
 

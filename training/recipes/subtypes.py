@@ -26,8 +26,9 @@ from inference.models.classifiers import Classifier, ClassifierConfig
 from inference.preprocess import Preprocessing, brain_fraction, equalising_quantiles
 from inference.result import ANY, SUBTYPES, Json
 from training.augment import Ranges
+from training.batches import Batch, Sampler, Sampling
 from training.course import Course, follow, made_ahead
-from training.dataset import Batch, Sampler, Sampling, Scan
+from training.dataset import Scan
 from training.errors import DataError, TrainingError
 from training.finder import Search, find_rate
 from training.loop import Run, without_decay
@@ -247,6 +248,7 @@ def optimizer(model: nn.Module, rate: float, *, recipe: BleedingRecipe) -> Optim
         lr=rate,
         betas=(recipe.most_momentum, recipe.squared_momentum),
         eps=recipe.epsilon,
+        fused=True,
     )
 
 
