@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.result import SUBTYPES
@@ -209,59 +210,59 @@ class Sampler:
         sampling = self.sampling
         u = torch.rand(sampling.runs, 4, generator=generator, dtype=torch.float64).tolist()
         drawn = [self._place(*each[:3]) for each in u]
-        length = min(sampling.slices, *(len(self.scans[scan]) for scan, _ in drawn))
-        cut = [_around(middle, len(self.scans[scan]), length, None if sampling.centred else each[3])
-               for (scan, middle), each in zip(drawn, u, strict=True)]  # fmt: skip
-        found = [self.scans[scan].among(here, reach=sampling.reach) for (scan, _), here in zip(drawn, cut, strict=True)]
-        images = torch.empty(len(found), *found[0].shape, dtype=torch.float16, pin_memory=pinned)
-        np.stack(found, out=images.numpy())
-        masks, outlined = self._outlines(drawn, cut, pinned=pinned)
-        labels = torch.from_numpy(np.stack([self.scans[scan].labels[here] for (scan, _), here in
-                                            zip(drawn, cut, strict=True)]))  # fmt: skip
-        middles = [middle - here.start for (_, middle), here in zip(drawn, cut, strict=True)]
-        centres = _centres(images, masks, middles, sampling.crop, generator) if sampling.crop < 1 else None
-        pixels = [self.scans[scan].facts.pixel_mm * images.shape[-1] * sampling.crop / sampling.side
-                  for scan, _ in drawn]  # fmt: skip
+        length = min(sampling.slices, *(len(scan) for scan, _ in drawn))
+        befores = [length // 2 if sampling.centred else int(each[3] * length) for each in u]
+        runs = [
+            (scan, middle, _around(middle, len(scan), length, before))
+            for (scan, middle), before in zip(drawn, befores, strict=True)
+        ]
+        images = _stacked([scan.among(here, reach=sampling.reach) for scan, _, here in runs], pinned=pinned)
+        masks, outlined = None, torch.full((len(runs), length), False)
+        if sampling.outlines:
+            found = [scan.outlines(here) for scan, _, here in runs]
+            masks = _stacked([bits for bits, _ in found], pinned=pinned)
+            outlined = _stacked([known for _, known in found])
+        centres = None
+        if sampling.crop < 1:
+            middles = [middle - here.start for _, middle, here in runs]
+            centres = _centres(images, masks, middles, sampling.crop, generator)
+        zoom = images.shape[-1] * sampling.crop / sampling.side
         return Cut(
             images=images,
             masks=masks,
-            labels=labels,
+            labels=_stacked([scan.labels[here] for scan, _, here in runs]),
             outlined=outlined,
-            pixel_mm2=torch.tensor(pixels).square(),
-            changes=draw(sampling.ranges, len(found), generator=generator, centres=centres, zoom=sampling.crop),
+            pixel_mm2=torch.tensor([scan.facts.pixel_mm * zoom for scan, _, _ in runs]).square(),
+            changes=draw(sampling.ranges, len(runs), generator=generator, centres=centres, zoom=sampling.crop),
             side=sampling.side,
             cropped=sampling.crop < 1,
         )
 
-    def _place(self, positive: float, kind: float, place: float) -> tuple[int, int]:
+    def _place(self, positive: float, kind: float, place: float) -> tuple[Scan, int]:
         """A scan and a slice of it, from three numbers in 0..1."""
         places = self._negative
         if positive < self.sampling.positive:
             places = self._positive[int(kind * len(self._positive))]
-        return places[int(place * len(places))]
-
-    def _outlines(
-        self, drawn: Sequence[tuple[int, int]], cut: Sequence[slice], *, pinned: bool
-    ) -> tuple[Tensor | None, Tensor]:
-        """Masks of the runs, and whether they are known (runs, slices)."""
-        length = cut[0].stop - cut[0].start
-        if not self.sampling.outlines:
-            return None, torch.full((len(drawn), length), False)
-        found = [self.scans[scan].outlines(here) for (scan, _), here in zip(drawn, cut, strict=True)]
-        masks = torch.empty(len(found), *found[0][0].shape, dtype=torch.uint8, pin_memory=pinned)
-        np.stack([bits for bits, _ in found], out=masks.numpy())
-        return masks, torch.from_numpy(np.stack([known for _, known in found]))
+        scan, middle = places[int(place * len(places))]
+        return self.scans[scan], middle
 
 
 def _generator(number: int, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
-def _around(middle: int, slices: int, length: int, place: float | None) -> slice:
-    """`length` neighbouring slices among which `middle` stands: in the middle of them, or anywhere (0..1)."""
-    before = length // 2 if place is None else int(place * length)
+def _around(middle: int, slices: int, length: int, before: int) -> slice:
+    """`length` neighbouring slices, `before` of them before `middle` as far as the scan's ends allow."""
     first = min(max(0, middle - before), slices - length)
     return slice(first, first + length)
+
+
+def _stacked(arrays: Sequence[NDArray[Any]], *, pinned: bool = False) -> Tensor:
+    """The arrays as one tensor; `pinned`, in memory that a GPU can take from by itself."""
+    kind = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+    stacked = torch.empty(len(arrays), *arrays[0].shape, dtype=kind, pin_memory=pinned)
+    np.stack(arrays, out=stacked.numpy())
+    return stacked
 
 
 def _centres(
