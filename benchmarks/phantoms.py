@@ -109,18 +109,22 @@ def run_all(asked: argparse.Namespace) -> None:
 
 
 def _done(runs: Sequence[tuple[str, int]], asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Each of the runs as soon as it is done, `--processes` of them at a time."""
+    """Each of the runs as soon as it is done, `--processes` of them at a time; one that fails ends no other."""
     if asked.processes == 1:
         yield from (run_one(run, asked=asked) for run in runs)
         return
     spawn = get_context("spawn")
     with ProcessPoolExecutor(asked.processes, spawn, initializer=_begin, initargs=(asked.threads,)) as pool:
         coming = {pool.submit(run_one, run, asked=asked): run for run in runs}
+        failed = 0
         for done in as_completed(coming):
             if error := done.exception():
+                failed += 1
                 log.error("%s, seed %d failed", *coming[done], exc_info=error)
             else:
                 yield done.result()
+    if failed:
+        raise SystemExit(f"{failed} of {len(runs)} runs failed")
 
 
 def _begin(threads: int) -> None:

@@ -167,7 +167,7 @@ def prepare(study: LabelledStudy, *, cache: VolumeCache, preprocessing: Preproce
     """`study` as a network with this `preprocessing` sees it, from the cache where it has been made before."""
     key = _key(study, preprocessing)
     opened = partial(_opened, key, study, cache, preprocessing)
-    arrays = insist(lambda: {name: values for name, values in opened().items() if name not in ("images", "masks")})
+    arrays = insist(lambda: dict(opened()))
     labels = study.label_slices(arrays)
     blank = arrays["brain"] < preprocessing.blank_below if preprocessing.blank_below else None
     if blank is not None and blank.all():
