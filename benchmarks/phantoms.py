@@ -38,11 +38,11 @@ from inference.result import LABELS
 from training import run as running
 from training.cache import VolumeCache
 from training.dataset import prepare_all
+from training.described import describe
 from training.loop import keep_memory
 from training.metrics import auc, log_loss, prior_log_loss
 from training.reading import Read, read, scan_scores
 from training.sources.named import open_source
-from training.stages import describe
 from training.study import LabelledStudy
 from training.team import ALONE, device_of
 

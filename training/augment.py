@@ -231,3 +231,14 @@ def cutmix(images: Tensor, labels: Tensor, *, alpha: float, generator: torch.Gen
     ]
     share = 1 - height * width / (rows * columns)
     return mixed, labels * share + labels[order] * (1 - share)
+
+
+def turned(images: Tensor, which: Tensor, reach: int) -> Tensor:
+    """Images (n, seen, …) with the neighbours of some, `which` (n,), in the opposite order: the scan upside down.
+
+    The last 2 · `reach` channels are the neighbours'; see `ScanModel.among`.
+    """
+    if not reach:
+        return images
+    own, beside = images[:, : -2 * reach], images[:, -2 * reach :]
+    return torch.cat((own, beside.flip(1).where(which[:, None, None, None], beside)), 1)

@@ -17,9 +17,9 @@ from inference.novelty import Watch
 from inference.result import LABELS, OperatingPoint
 from training import novelty
 from training.calibration import Reliability, fit_curve, fit_temperature, reliability
+from training.described import Described
 from training.metrics import operating_point, rate, sensitive_point
 from training.reading import Read, labelled, labelled_throughout, logits, read, recalibrated, scan_scores, truth
-from training.stages import Described
 
 FEWEST = 8
 """Scans on either side that an operating point or a calibration is fitted on."""

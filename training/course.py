@@ -102,21 +102,34 @@ def follow(
             return loss(batch, generator)
 
     with batches, _fastest_kernels():
-        return course.done + fit(
-            model,
-            optimizer,
-            loss_at,
-            budget=Budget(steps=course.steps(count), minutes=run.minutes * course.share),
-            schedule=course.schedule,
-            momentum=course.momentum,
-            seed=run.seed,
-            accumulate=course.accumulate,
-            keep=named(run.keep, course.name),
-            report=run.report,
-            report_every=run.report_every,
-            done=course.done,
-            team=run.team,
-        )
+        return fitted(course, model, optimizer, loss_at, count=count, run=run)
+
+
+def fitted(
+    course: Course,
+    model: nn.Module,
+    optimizer: Optimizer,
+    loss_at: Callable[[int], Tensor],
+    *,
+    count: int,
+    run: Run,
+) -> int:
+    """The same by the loss of each batch, which depends on nothing but its number and the network."""
+    return course.done + fit(
+        model,
+        optimizer,
+        loss_at,
+        budget=Budget(steps=course.steps(count), minutes=run.minutes * course.share),
+        schedule=course.schedule,
+        momentum=course.momentum,
+        seed=run.seed,
+        accumulate=course.accumulate,
+        keep=named(run.keep, course.name),
+        report=run.report,
+        report_every=run.report_every,
+        done=course.done,
+        team=run.team,
+    )
 
 
 @contextmanager

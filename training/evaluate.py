@@ -20,13 +20,13 @@ from inference.novelty import Features
 from inference.result import ANY, LABELS
 from training import certainty, heads, manifest
 from training.dataset import Scan, split
+from training.described import describe
 from training.errors import DataError
 from training.guard import refuse_overlap, refuse_patients
 from training.losses import weight_of_any
 from training.manifest import DATASET_FILE
 from training.metrics import auc, log_loss, prior_log_loss, rate, scan_figures
 from training.reading import Read, labelled, read, recalibrated, scan_scores, truth
-from training.stages import describe
 
 
 def figures(

@@ -25,9 +25,9 @@ from inference.preprocess import Preprocessing
 from inference.result import LABELS
 from training import certainty, evaluate
 from training.dataset import Scan
+from training.described import Described
 from training.manifest import DATASET_FILE
 from training.reading import read
-from training.stages import Described
 
 INTENDED_USE = (
     "Demonstration only: trained and judged on synthetic phantoms, never on a patient. Not for clinical use. "

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from inference.models import ScanModel
 from training.dataset import Scan
+from training.described import Described, describe
 from training.errors import DataError
-from training.stages import Described, describe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 
 from inference.novelty import Features, Guard, Watch, pooled
+from training.described import Described
 from training.errors import DataError
 from training.metrics import rate
-from training.stages import Described
 
 Floats = NDArray[np.float64]
 

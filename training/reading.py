@@ -13,7 +13,7 @@ from inference.calibration import Calibration
 from inference.decision import ScanRule, judge
 from inference.models import ScanModel
 from training.dataset import Scan
-from training.stages import Described
+from training.described import Described
 
 Scores = NDArray[np.float64]
 

@@ -34,6 +34,7 @@ from inference.result import ANY, LABELS, Json
 from training import finder, manifest
 from training.cache import VolumeCache
 from training.dataset import Scan, prepare_all, sampled_volumes, split
+from training.described import describe
 from training.errors import DataError, TrainingError
 from training.export import Description, export, round_as_stored
 from training.guard import refuse_overlap
@@ -47,7 +48,6 @@ from training.recipes import RECIPES
 from training.recipes.metadata_forest import NAME as HEADERS
 from training.record import RunLog
 from training.sources.named import open_source
-from training.stages import describe
 from training.study import LabelledStudy
 from training.team import ALONE, Team
 from training.watch import Watch

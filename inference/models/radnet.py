@@ -148,7 +148,7 @@ class RADnet(ScanModel):
 
     def encode(self, images: Tensor) -> Tensor:
         """Descriptors (n, 448): the global average of the last block's maps, before the LSTM."""
-        return self._pool(self._blocks(images)[-1])
+        return self._pool(self._blocks(images, self.size)[-1])
 
     def decide(self, descriptors: Tensor) -> Tensor:
         """Logits (…, s, labels): through the bidirectional LSTM over the s slices, then one linear layer."""
@@ -164,19 +164,22 @@ class RADnet(ScanModel):
         """
         if not self.masks:
             return super().attend(images)
-        return self._mask_logits(self._blocks(images)).sigmoid()
+        return self._mask_logits(self._blocks(images, self.size), self.size).sigmoid()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits (b, s, labels) and mask logits (b, s, 3, size, size), None without attention."""
-        per_block = self._blocks(images.flatten(0, 1))
-        scans, slices = images.shape[:2]
+        """Logits (b, s, labels) and mask logits (b, s, 3, side, side), None without attention.
+
+        Images of any side will do, for a network may be trained on crops.
+        """
+        scans, slices, *_, side = images.shape
+        per_block = self._blocks(images.flatten(0, 1), side)
         logits = self.decide(self._pool(per_block[-1]).reshape(scans, slices, -1))
-        masks = self._mask_logits(per_block) if self.masks else None
+        masks = self._mask_logits(per_block, side) if self.masks else None
         return logits, None if masks is None else masks.reshape(scans, slices, *masks.shape[1:])
 
-    def _blocks(self, images: Tensor) -> list[Tensor]:
+    def _blocks(self, images: Tensor, side: int) -> list[Tensor]:
         """The maps after the last concatenation of each block."""
-        maps = self.stem(functional.pad(images, _padding(self.size)))
+        maps = self.stem(functional.pad(images, _padding(side)))
         per_block = []
         for i, block in enumerate(self.blocks):
             maps = block(self.transitions[i - 1](maps) if i else maps)
@@ -187,10 +190,10 @@ class RADnet(ScanModel):
         pooled: Tensor = self.rectify(self.norm(maps)).mean((2, 3))
         return pooled
 
-    def _mask_logits(self, per_block: list[Tensor]) -> Tensor:
+    def _mask_logits(self, per_block: list[Tensor], side: int) -> Tensor:
         maps = torch.cat([head(maps) for head, maps in zip(self.masks, per_block, strict=True)], 1)
-        left, _, top, _ = _padding(self.size)
-        return maps[..., top : top + self.size, left : left + self.size]
+        left, _, top, _ = _padding(side)
+        return maps[..., top : top + side, left : left + side]
 
 
 def _padding(size: int) -> tuple[int, int, int, int]:

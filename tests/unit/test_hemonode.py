@@ -19,11 +19,13 @@ from training.augment import Ranges, draw, perturb
 from training.average import Averaged
 from training.batches import Sampler, Sampling
 from training.dataset import Scan
+from training.described import describe
 from training.folds import patient_folds
 from training.loop import Keep, Progress, Run
 from training.recipes import hemonode
-from training.recipes.hemonode import Helped, HemonodeRecipe, drawn, tail_loss, train_tail, view
-from training.stages import describe
+from training.recipes.hemonode import HemonodeRecipe, tail_loss, train_tail
+from training.trunk import Helped
+from training.views import drawn, view
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,8 +173,7 @@ def test_scans_of_unequal_length_stand_in_one_batch_with_nothing_known_behind_th
     both = [*scans(1, slices=5), *scans(1, slices=9)]
     views = [[torch.rand(5, 4), torch.rand(9, 4)]]
     generator = torch.Generator().manual_seed(0)
-    recipe = replace(RECIPE, tail_batch=8, flip=0.0)
-    rows, labels, study = drawn(both, views, recipe, generator)
+    rows, labels, study = drawn(both, views, count=8, flip=0.0, generator=generator)
     assert rows.shape == (8, 9, 4)
     assert study.shape == (8, 6)
     short = labels[:, 5:].isnan().all((1, 2))
@@ -180,7 +181,7 @@ def test_scans_of_unequal_length_stand_in_one_batch_with_nothing_known_behind_th
     for i in short.nonzero().flatten().tolist():
         torch.testing.assert_close(rows[i, :5], views[0][0])
         assert (rows[i, 5:] == views[0][0][-1]).all()
-    upside_down, labels, _ = drawn(both[:1], [[views[0][0]]], replace(recipe, flip=1.0), generator)
+    upside_down, labels, _ = drawn(both[:1], [[views[0][0]]], count=8, flip=1.0, generator=generator)
     torch.testing.assert_close(upside_down[0], views[0][0].flip(0))
     assert (labels[0].numpy() == both[0].labels[::-1]).all()
 
@@ -216,7 +217,7 @@ def test_an_average_that_is_switched_off_is_the_network_itself() -> None:
 
 def test_segmentation_helps_where_bleeding_is_outlined_and_only_there() -> None:
     model = network()
-    helped = Helped(model, average=0.0)
+    helped = Helped(model.trunk, model.tail.describe, average=0.0)
     sampling = Sampling(runs=4, slices=1, side=32, reach=1, outlines=True)
     batch = Sampler(scans(), sampling).numbered(0, seed=0)
     nowhere = replace(batch, outlined=torch.zeros_like(batch.outlined))
@@ -241,14 +242,13 @@ def test_images_are_smoothed_or_sharpened() -> None:
 def test_the_first_view_is_what_serving_sees_and_the_others_are_changed_alike_throughout_the_scan() -> None:
     model, some = network(), scans(1)
     run = Run(seed=0)
-    (plain,) = view(model, some, RECIPE, number=0, run=run)
+    (plain,) = view(model, some, None, number=0, run=run)
     torch.testing.assert_close(plain.float(), describe(model, some)[0].descriptors, atol=1e-2, rtol=1e-2)
-    (first,), (again,), (second,) = (view(model, some, RECIPE, number=n, run=run) for n in (1, 1, 2))
+    (first,), (again,), (second,) = (view(model, some, RECIPE.ranges, number=n, run=run) for n in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, second, atol=1e-2)
     uniform = [replace(some[0], opened=lambda: {"images": np.broadcast_to(some[0].images[3:4], some[0].images.shape)})]
-    still = replace(RECIPE, noise=0.0)
-    (rows,) = view(model, uniform, still, number=1, run=run)
+    (rows,) = view(model, uniform, replace(RECIPE.ranges, noise=0.0), number=1, run=run)
     torch.testing.assert_close(rows, rows[:1].expand_as(rows), atol=2e-2, rtol=2e-2)
 
 
@@ -265,11 +265,11 @@ def test_in_folds_every_patient_is_described_by_a_trunk_that_does_not_know_it(tm
     assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-trunk-fold{n}.safetensors" for n in (1, 2)}
     for number, of in enumerate(views):
         for fold, other in zip(patient_folds(some, count=2, seed=0), learnt, strict=True):
-            known = [torch.cat(view(one, fold.learn, recipe, number=0, run=run)) for one in (other, model)]
+            known = [torch.cat(view(one, fold.learn, None, number=0, run=run)) for one in (other, model)]
             to_ours = hemonode.fitted_map(*known)
-            for scan, rows in zip(
-                fold.left_out, view(other, fold.left_out, recipe, number=number, run=run), strict=True
-            ):
+            changed = recipe.ranges if number else None
+            described = view(other, fold.left_out, changed, number=number, run=run)
+            for scan, rows in zip(fold.left_out, described, strict=True):
                 torch.testing.assert_close(of[some.index(scan)], to_ours(rows))
 
 
@@ -339,6 +339,6 @@ def test_killed_in_either_stage_it_ends_as_if_it_had_not_been(tmp_path: Path, ki
 def test_stage_2_leaves_the_trunk_alone() -> None:
     model, some = network(), scans()
     before = {name: value.clone() for name, value in model.trunk.state_dict().items()}
-    views: Sequence[Sequence[Tensor]] = [view(model, some, RECIPE, number=0, run=Run(seed=0))]
+    views: Sequence[Sequence[Tensor]] = [view(model, some, None, number=0, run=Run(seed=0))]
     train_tail(model, some, views, recipe=RECIPE, run=Run(seed=0))
     assert all(torch.equal(value, before[name]) for name, value in model.trunk.state_dict().items())

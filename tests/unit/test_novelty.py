@@ -29,11 +29,11 @@ from tests.small_models import radnet_card
 from tests.stored import stored
 from training import novelty
 from training.dataset import Scan, ScanFacts
+from training.described import Described
 from training.errors import DataError
 from training.heads import Heads, studies
 from training.measures import slices_of
 from training.sources.phantom import EASY, MAKERS, make_study, write_study
-from training.stages import Described
 
 DEMONSTRATIONS = ("demo-radnet", "demo-cnn-lstm")
 

@@ -15,11 +15,11 @@ from inference.models import FAMILIES, Adjacent, ScanModel
 from inference.result import LABELS
 from tests.square_scans import square_scans
 from training.dataset import Scan
+from training.described import describe
 from training.folds import patient_folds
 from training.loop import Keep, Progress, Run
 from training.losses import weighted_log_loss
 from training.recipes import RECIPES, adjacent, resnet_3d
-from training.stages import describe
 
 STILL = {"flip": 0.0, "rotation": 0.0}
 PLAIN = STILL | {"cutmix_alpha": 0.0, "crop": 0.0, "noise": 0.0, "upside_down": 0.0, "optical": 0.0, "grid": 0.0}
@@ -49,6 +49,8 @@ class Small:
 DENSE = {"growth": 4, "layers": 2, "stem": 6, "dropout": 0.0, "hidden": 8, "size": 32}
 RADNET = Small(architecture=DENSE, values=STILL | {"epochs": 40, "slices": 7, "rate": 0.1}, channels=1)
 RESNET = {"trunk": "resnet18", "size": 32}
+WHOLE = STILL | {"sizes": [32], "batches": [14], "scale": 0.0, "shift": 0.0, "gain": 0.0, "offset": 0.0, "noise": 0.0}
+WHOLE |= {"average": 0.9, "views": 0, "tail_epochs": 60, "tail_batch": 2, "tail_rate": 0.01, "tail_dropout": 0.0}
 SMALL = {
     "hemonode": Small(
         architecture=RESNET | {"hidden": 16, "dropout": 0.0},
@@ -57,6 +59,8 @@ SMALL = {
         | {"noise": 0.0, "kernel": 0.0, "views": 0, "average": 0.9, "tail_epochs": 60, "tail_batch": 2}
         | {"tail_rate": 0.01, "tail_average": 0.9},
     ),
+    "demo_radnet": Small(architecture=DENSE, values=WHOLE | {"epochs": [40], "rates": [0.01]}, channels=1),
+    "demo_cnn_lstm": Small(architecture=RESNET | {"hidden": 16}, values=WHOLE | {"epochs": [25], "rates": [3e-3]}),
     "radnet": RADNET,
     "densenet_a": RADNET,
     "densenet": RADNET,

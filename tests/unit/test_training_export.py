@@ -20,12 +20,12 @@ from tests.small_models import radnet_card
 from training import certainty, evaluate
 from training.cache import VolumeCache
 from training.dataset import Scan, ScanFacts, prepare_all
+from training.described import Described, describe
 from training.errors import LeakageError
 from training.evaluate import Studies
 from training.export import INTENDED_USE, Description, export, rewrite, round_as_stored
 from training.heads import Heads, studies
 from training.reading import Read, read, scan_scores
-from training.stages import Described, describe
 
 TINY = RadnetConfig(growth=4, layers=2, stem=6, dropout=0.0, hidden=8, size=32)
 DESCRIPTION = Description(

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from inference.models import CnnLstm, CnnLstmConfig, RADnet, RadnetConfig
 from tests.square_scans import square_scans
-from training import stages
 from training.batches import Sampler, Sampling
 from training.errors import DivergedError, TrainingError
 from training.loop import Budget, Keep, Run, fit, without_decay
-from training.recipes import cnn_lstm, demonstration, radnet
+from training.recipes import cnn_lstm, radnet
 from training.recipes.cnn_lstm import CnnLstmRecipe
 from training.recipes.radnet import RadnetRecipe
 from training.schedules import warmup_cosine
@@ -145,28 +144,3 @@ def test_the_cnn_lstm_takes_steps_by_the_papers_recipe() -> None:
     recipe = CnnLstmRecipe(epochs=1, studies=2, slices=3, accumulate=2)
     assert cnn_lstm.train(model, square_scans(channels=3), recipe=recipe, run=Run(seed=0)) == 2
     assert not torch.equal(before, model.trunk.conv1.weight)  # type: ignore[arg-type]
-
-
-def test_the_helped_trunk_gives_a_mask_for_each_subtype_at_each_of_its_stages() -> None:
-    trunk = CnnLstm(CnnLstmConfig(trunk="resnet18", hidden=4, size=64)).trunk
-    logits, masks = demonstration.HelpedTrunk(trunk)(torch.zeros(2, 3, 64, 64))
-    assert logits.shape == (2, 6)
-    assert [tuple(m.shape) for m in masks] == [(2, 5, 16, 16), (2, 5, 8, 8), (2, 5, 4, 4), (2, 5, 2, 2)]
-
-
-def test_the_sequence_part_is_trained_and_the_trunk_left_alone() -> None:
-    model = tiny()
-    trunk = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("blocks")}
-    described = stages.describe(model, square_scans())
-    before = stages.sequence_loss(model, described)
-    after = stages.train_sequence(model, described, described, seed=0, steps=60, every=20, rate=0.02, dropout=0.0)
-    assert after == pytest.approx(stages.sequence_loss(model, described))
-    assert after < 0.8 * before
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in trunk.items())
-
-
-def test_the_sequence_part_never_ends_worse_on_validation_than_it_began() -> None:
-    model = tiny()
-    described = stages.describe(model, square_scans())
-    before = stages.sequence_loss(model, described)
-    assert stages.train_sequence(model, described, described, seed=0, steps=4, every=2, rate=50.0) <= before

@@ -16,14 +16,14 @@ from inference.preprocess import Preprocessing
 from inference.result import LABELS, Json
 from training.augment import Ranges, cutmix
 from training.batches import Batch, Sampling
-from training.course import SEEDS, Course, follow, named, sampled
+from training.course import SEEDS, Course, fitted, follow, sampled
 from training.dataset import Scan
+from training.described import Described, describe
 from training.folds import Fold, out_of_fold
-from training.loop import Budget, Run, fit
+from training.loop import Run
 from training.losses import weighted_log_loss
 from training.recipe import Recipe
 from training.schedules import cosine, warmup_cosine
-from training.stages import Described, describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,22 +185,16 @@ def train_fusion(
         return weighted_log_loss(model.decide(blocks[chosen])[:, REACH], labels[chosen])
 
     course = Course(
-        epochs=recipe.fusion_epochs, slices=recipe.fusion_batch, schedule=cosine, accumulate=recipe.accumulate
-    )
-    return done + fit(
-        stage,
-        torch.optim.Adam(stage.parameters(), lr=recipe.fusion_rate, fused=True),
-        loss_at,
-        budget=Budget(steps=course.steps(len(blocks)), minutes=run.minutes * (1 - STAGE_1_SHARE)),
-        schedule=course.schedule,
-        seed=run.seed,
-        accumulate=course.accumulate,
-        keep=named(run.keep, "fusion"),
-        report=run.report,
-        report_every=run.report_every,
+        epochs=recipe.fusion_epochs,
+        slices=recipe.fusion_batch,
+        schedule=cosine,
+        accumulate=recipe.accumulate,
+        name="fusion",
+        share=1 - STAGE_1_SHARE,
         done=done,
-        team=run.team,
     )
+    optimizer = torch.optim.Adam(stage.parameters(), lr=recipe.fusion_rate, fused=True)
+    return fitted(course, stage, optimizer, loss_at, count=len(blocks), run=run)
 
 
 def neighbourhoods(described: Sequence[Described]) -> tuple[Tensor, Tensor]:

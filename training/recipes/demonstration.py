@@ -1,237 +1,272 @@
-"""The demonstration weights, made on phantoms in an hour or two of two processor cores: not for clinical use.
+"""The demonstration weights: RADnet and CNN-LSTM made on phantoms with two processor cores, not for clinical use.
 
-``python -m training.recipes.demonstration --out inference/weights --heads 480 --minutes 45`` draws the heads, trains
-both networks, chooses their operating points on validation heads, judges them on test heads and writes the cards.
-Everything is resumed where it stopped. It departs from the papers' recipes to be quick:
+They depart from the papers' recipes to be quick, and share what each does:
 
-RADnet
-    1. the network on single slices, first on crops of 128 and 192 pixels, more than half of them around bleeding, then
-    whole; 2. its LSTM and last layer on the descriptors of whole scans. AdamW and a cosine in place of SGD in steps; a
-    Dice term beside the pixel cross-entropy; no dropout in the trunk.
-CNN-LSTM
-    1. a ResNet-18 on single slices at 128 and then 256 pixels, helped by a linear classifier and by segmentation heads
-    that are thrown away; 2. a narrow LSTM on the descriptors of whole scans. No CutMix, no ImageNet weights.
+1. The network learns from single slices, of growing size. RADnet sees crops of the image, more than half of them
+   around bleeding, then all of it; a Dice term stands beside the pixel cross-entropy of its masks. The CNN-LSTM's trunk
+   sees small images, then large ones, helped by a linear layer and by segmentation heads that are thrown away.
+2. What reads the whole scan, the LSTM and the layer behind it, learns on descriptors of scans in several views.
+
+AdamW and a cosine stand in place of SGD in steps, and what is kept of the first part is the moving average of the
+weights. There is no CutMix and no ImageNet.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from inference.decision import ScanRule
-from inference.models import CnnLstm, CnnLstmConfig, RADnet, RadnetConfig, ScanModel
-from inference.preprocess import Preprocessing
-from inference.result import ANY, LABELS
-from training import heads
+from inference.models import CnnLstm, CnnLstmConfig, RADnet, RadnetConfig
+from inference.result import ANY, LABELS, Json
 from training.augment import Ranges
+from training.average import Averaged
 from training.batches import Batch, Sampling
-from training.cache import VolumeCache
-from training.dataset import Scan, prepare_all, split
-from training.export import INTENDED_USE, Description, export, round_as_stored
-from training.guard import refuse_overlap
-from training.heads import Heads
-from training.loop import Progress, Report, keep_memory, load_weights
-from training.losses import attention_loss, weighted_log_loss
-from training.recipes import radnet
+from training.course import SEEDS, Course, fitted, follow, sampled
+from training.dataset import Scan
+from training.errors import TrainingError
+from training.loop import Run, without_decay
+from training.losses import weighted_log_loss
+from training.recipe import Recipe
+from training.recipes import cnn_lstm, radnet
 from training.recipes.radnet import RadnetRecipe
-from training.stages import Stage, describe, train_sequence, train_stage
-from training.trunk import stage_maps
+from training.schedules import warmup_cosine
+from training.trunk import Helped, helped_loss
+from training.views import drawn, views_of
 
-SEED = 1
-VERSION = "demonstration-1"
-SHARES = (0.72, 0.16, 0.12)
-"""Training, validation, test: by patient."""
-RADNET = RadnetConfig(dropout=0.0)
-CNN_LSTM = CnnLstmConfig(trunk="resnet18", hidden=128, size=256)
-PREPROCESSING = {"radnet": Preprocessing.radnet(), "cnn_lstm": Preprocessing.three_windows(size=CNN_LSTM.size)}
-RANGES = Ranges(rotation=15, flip=0.5, scale=0.1, shift=0.02, noise=0.05, gain=0.06, offset=0.03)
-DESCRIBED = {"radnet": 50, "cnn_lstm": 200}
-"""Training heads on whose descriptors the LSTM is trained."""
+SEEDS_APART = 31
+"""Apart from one another lie the seeds of two runs, for each size draws its slices anew."""
 
-log = logging.getLogger(__name__)
+SLICES_SHARE = 0.9
+"""Of the minutes, where they end the run: what learning from single slices may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """The prepared heads of one model."""
+class DemonstrationRecipe(Json):
+    """The values. Those of the first part are lists: one of each for every size of the images."""
 
-    training: list[Scan]
-    validation: list[Scan]
-    test: list[Scan]
+    sizes: tuple[int, ...]
+    """pixels of a side; the last is the network's own"""
+    epochs: tuple[int, ...]
+    """0 leaves a size out: what begins with trained weights needs the last alone"""
+    batches: tuple[int, ...]
+    """slices"""
+    rates: tuple[float, ...]
+    accumulate: int = 1
+    """batches a step; at least as many as processes train together"""
+    warmup: float = 0.05
+    decay: float = 0.02
+    """of weights, decoupled, on matrices and filters only"""
+    average: float = 0.999
+    """of the weights' moving average; 0 for none"""
+    segmentation: float = 0.5
+    """weight of each of the CNN-LSTM's four segmentation losses; RADnet's have its paper's"""
+    positive: float = 0.6
+    """share of the slices that bleed, all subtypes alike often"""
+    rotation: float = 15.0
+    flip: float = 0.5
+    scale: float = 0.1
+    shift: float = 0.02
+    """share of the side"""
+    gain: float = 0.06
+    offset: float
+    """in normalised units"""
+    noise: float
+    """largest standard deviation, in normalised units"""
+    views: int = 2
+    """descriptors of changed images of each scan, beside those of its own"""
+    tail_epochs: int = 40
+    tail_rate: float = 1e-3
+    tail_batch: int = 8
+    """scans"""
+    tail_dropout: float = 0.2
+    """of descriptors"""
 
-
-def load_split(cache: VolumeCache, model: str, population: Heads, *, workers: int) -> Split:
-    """The heads of `population`, dealt by patient; an overlap is refused."""
-    studies = list(heads.studies(population))
-    scans = prepare_all(studies, cache=cache, preprocessing=PREPROCESSING[model], workers=workers)
-    dealt = [heads.of(scans, group) for group in split([s.facts.patient for s in scans], shares=SHARES, seed=SEED)]
-    refuse_overlap(dict(zip(("training", "validation", "test"), dealt, strict=True)))
-    return Split(training=dealt[0], validation=dealt[1], test=dealt[2])
-
-
-RADNET_STAGES = ((128, 32, 0.5, 3e-3), (192, 24, 0.25, 1.5e-3), (RADNET.size, 16, 0.25, 1e-3))
-CNN_LSTM_STAGES = ((CNN_LSTM.size // 2, 48, 0.4, 2e-3), (CNN_LSTM.size, 24, 0.6, 1e-3))
-"""Pixels of a side, slices a step, share of the time, learning rate."""
-Stages = Sequence[tuple[int, int, float, float]]
-
-
-def train_radnet(data: Split, *, minutes: float, folder: Path, begin: Path | None) -> RADnet:
-    """A RADnet of the paper's size, trained as the module says, or from `begin` on."""
-    recipe = RadnetRecipe()
-    torch.manual_seed(SEED)
-    model = RADnet(RADNET)
-    for side, runs, share, rate in _stages(RADNET_STAGES, "radnet", model, begin):
-        sized = RADnet(replace(RADNET, size=side))
-        sized.load_state_dict(model.state_dict())
-        crop = side / RADNET.size
-        sampling = Sampling(runs=runs, slices=1, side=side, crop=crop, positive=0.6, outlines=True, ranges=RANGES)
-        stage = Stage(name=f"radnet-{side}", sampling=sampling, minutes=minutes * share, rate=rate)
-        train_stage(
-            sized,
-            data.training,
-            stage,
-            partial(_radnet_loss, sized, recipe),
-            seed=SEED,
-            folder=folder,
-            report=_report(stage.name),
+    @property
+    def ranges(self) -> Ranges:
+        """What images are changed by."""
+        return Ranges(
+            rotation=self.rotation,
+            flip=self.flip,
+            scale=self.scale,
+            shift=self.shift,
+            gain=self.gain,
+            offset=self.offset,
+            noise=self.noise,
         )
-        model.load_state_dict(sized.state_dict())
-    return model
 
 
-def _radnet_loss(model: RADnet, recipe: RadnetRecipe, batch: Batch) -> Tensor:
-    return radnet.loss(model, batch, recipe, overlap=0.5)
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationRadnet(DemonstrationRecipe):
+    """Crops of 128 and 192 pixels before all 250."""
+
+    sizes: tuple[int, ...] = (128, 192, 250)
+    epochs: tuple[int, ...] = (10, 3, 2)
+    batches: tuple[int, ...] = (32, 24, 16)
+    rates: tuple[float, ...] = (3e-3, 1.5e-3, 1e-3)
+    offset: float = 0.03
+    noise: float = 0.05
 
 
-class HelpedTrunk(nn.Module):
-    """A ResNet trunk with a linear classifier and segmentation heads that are only there while it is trained."""
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationCnnLstm(DemonstrationRecipe):
+    """Images of 128 pixels before 256."""
 
-    def __init__(self, trunk: nn.Module, *, widths: Sequence[int] = (64, 128, 256, 512), labels: int = 6) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.classify = nn.Linear(widths[-1], labels)
-        self.masks = nn.ModuleList(nn.Conv2d(width, labels - 1, 1) for width in widths)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (n, labels), and mask logits (n, 5, h, w) of each of the four stages."""
-        maps = stage_maps(self.trunk, images)
-        masks = [head(each) for head, each in zip(self.masks, maps, strict=True)]
-        return self.classify(maps[-1].mean((2, 3))), masks
+    sizes: tuple[int, ...] = (128, 256)
+    epochs: tuple[int, ...] = (12, 6)
+    batches: tuple[int, ...] = (48, 24)
+    rates: tuple[float, ...] = (2e-3, 1e-3)
+    offset: float = 0.08
+    noise: float = 0.15
 
 
-def _stages(stages: Stages, name: str, model: nn.Module, begin: Path | None) -> Stages:
-    """The stages to run: all, or all but the first after `model` has got the weights that `begin` ended with."""
-    if begin is None:
-        return stages
-    load_weights(begin / f"{name}-{stages[-1][0]}.safetensors", model)
-    time = 1 - stages[0][2]
-    return [(side, runs, share / time, rate) for side, runs, share, rate in stages[1:]]
-
-
-def train_cnn_lstm(data: Split, *, minutes: float, folder: Path, begin: Path | None) -> CnnLstm:
-    """A small CNN-LSTM, trained as the module says, or from `begin` on."""
-    torch.manual_seed(SEED)
-    model = CnnLstm(CNN_LSTM)
-    helped = HelpedTrunk(model.trunk)
+def train_radnet(model: RADnet, scans: Sequence[Scan], *, recipe: DemonstrationRadnet, run: Run) -> int:
+    """Train `model` on `scans` as the module says and return the number of steps."""
+    model.to(run.device).train()
+    both, values = Averaged(model, decay=recipe.average), RadnetRecipe()
 
     def loss(batch: Batch) -> Tensor:
-        logits, maps = helped(batch.images.flatten(0, 1))
-        masks = batch.masks.flatten(0, 1)
-        help_ = attention_loss(maps, masks, weight=0.5, positive_weight=5.0, overlap=0.3)
-        return weighted_log_loss(logits, batch.labels.flatten(0, 1)) + help_
+        return radnet.loss(cast(RADnet, both.trained), batch, values, overlap=0.5)
 
-    ranges = replace(RANGES, noise=0.15, gain=0.06, offset=0.08)
-    for side, runs, share, rate in _stages(CNN_LSTM_STAGES, "cnn_lstm", helped, begin):
-        sampling = Sampling(runs=runs, slices=1, side=side, positive=0.6, outlines=True, ranges=ranges)
-        stage = Stage(name=f"cnn_lstm-{side}", sampling=sampling, minutes=minutes * share, rate=rate)
-        train_stage(helped, data.training, stage, loss, seed=SEED, folder=folder, report=_report(stage.name))
-    return model
+    what = _Slices(network=both, average=both, loss=loss, crops=True)
+    done = _train_slices(what, scans, size=model.size, recipe=recipe, run=run)
+    model.requires_grad_(True)
+    return train_behind(model, scans, recipe=recipe, run=run, done=done)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Make the demonstration weights as the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m training.recipes.demonstration", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="where demo-radnet and demo-cnn-lstm are written")
-    parser.add_argument("--work", type=Path, default=Path("runs/demonstration"), help="heads and checkpoints")
-    parser.add_argument("--heads", type=int, default=480, help="phantom heads, training to test")
-    parser.add_argument("--first", type=int, default=1000, help="seed of the first head")
-    parser.add_argument("--begin", type=Path, help="an earlier --work: training goes on from its weights")
-    parser.add_argument("--minutes", type=float, default=45, help="training of each network, in minutes")
-    parser.add_argument("--models", nargs="+", choices=list(PREPROCESSING), default=list(PREPROCESSING))
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw heads")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads that train")
-    asked = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    keep_memory()
-    torch.set_num_threads(asked.threads)
-    population = Heads(first=asked.first, count=asked.heads)
-    cache = VolumeCache(asked.work / "cache")
-    for name in asked.models:
-        data = load_split(cache, name, population, workers=asked.workers)
-        model = TRAIN[name](data, minutes=asked.minutes, folder=asked.work, begin=asked.begin)
-        how = f"--first {asked.first} --heads {asked.heads} --minutes {asked.minutes:g}"
-        how += f" --begin {asked.begin.name}" if asked.begin else ""
-        finish(model, data, asked.out / f"demo-{name.replace('_', '-')}", describe_model(name, population, how))
+def train_cnn_lstm(model: CnnLstm, scans: Sequence[Scan], *, recipe: DemonstrationCnnLstm, run: Run) -> int:
+    """Train `model` on `scans` as the module says and return the number of steps."""
+    model.to(run.device).train()
+    torch.manual_seed(run.seed)  # of what is thrown away: the same in every process
+    classify = nn.Linear(model.descriptor_size, model.labels)
+    helped = Helped(model.trunk, classify, average=recipe.average).to(run.device)
+
+    def loss(batch: Batch) -> Tensor:
+        return helped_loss(helped, batch.images.flatten(0, 1), batch, weight=recipe.segmentation)
+
+    what = _Slices(network=helped, average=helped.both, loss=loss)
+    done = _train_slices(what, scans, size=model.size, recipe=recipe, run=run)
+    model.requires_grad_(True)
+    return train_behind(model, scans, recipe=recipe, run=run, done=done)
 
 
-def finish(model: ScanModel, data: Split, directory: Path, description: Description) -> None:
-    """Train what stands behind the descriptors, choose the operating points, judge, and write the model."""
-    round_as_stored(model)
-    few = data.training[: DESCRIBED[description.family]]
-    training, validation, test = (describe(model, scans) for scans in (few, data.validation, data.test))
-    best = train_sequence(model, training, validation, seed=SEED)
-    log.info("%s: log loss %.4f on validation", description.family, best)
-    export(model, directory, description, training=data.training, validation=validation, test=test)
+@dataclass(frozen=True, kw_only=True)
+class _Slices:
+    """What learns from single slices: `network` with `average` in it; `crops`, from parts of images at full scale."""
+
+    network: nn.Module
+    average: Averaged
+    loss: Callable[[Batch], Tensor]
+    crops: bool = False
 
 
-TRAIN: dict[str, Callable[..., ScanModel]] = {"radnet": train_radnet, "cnn_lstm": train_cnn_lstm}
+def _train_slices(what: _Slices, scans: Sequence[Scan], *, size: int, recipe: DemonstrationRecipe, run: Run) -> int:
+    """The first part, one stretch for each size. The LSTM has seen no scan yet, so nothing is validated.
 
-
-def describe_model(name: str, population: Heads, how: str) -> Description:
-    """What the card says beside the figures."""
-    shared: dict[str, Any] = {
-        "family": name,
-        "version": VERSION,
-        "preprocessing": PREPROCESSING[name],
-        "recipe": f"python -m training.recipes.demonstration {how}",
-        "data": f"phantoms, seeds {population.first} to {population.first + population.count - 1}, "
-        f"presets {', '.join(population.presets)}, dealt by patient {SHARES}",
-        "figures": {"seeds": [population.first, population.first + population.count]},
-        "demonstration": True,
-        "intended_use": INTENDED_USE,
-        "seed": SEED,
-    }
-    if name == "radnet":
-        return Description(
-            name="RADnet (demonstration)",
-            architecture=RADNET.to_json(),
-            labels=(ANY,),
-            rule=ScanRule(run=3),
-            **shared,
+    Raises ``TrainingError``: the sizes do not end with the network's `size`, or a list does not say one thing for each.
+    """
+    if recipe.sizes[-1] != size:
+        raise TrainingError(f"sizes {list(recipe.sizes)}: expected the network's {size} as the last")
+    for name in ("epochs", "batches", "rates"):
+        if len(getattr(recipe, name)) != len(recipe.sizes):
+            raise TrainingError(f"{name}: expected one for each of the sizes {list(recipe.sizes)}")
+    if not any(recipe.epochs):
+        raise TrainingError("epochs: nothing would be learnt")
+    work = [side * side * epochs for side, epochs in zip(recipe.sizes, recipe.epochs, strict=True)]
+    what.network.to(memory_format=torch.channels_last)
+    done = 0
+    for place, epochs in enumerate(recipe.epochs):
+        if not epochs:
+            continue
+        side, batch = recipe.sizes[place], recipe.batches[place]
+        sampling = Sampling(
+            runs=batch,
+            slices=1,
+            side=side,
+            crop=side / size if what.crops else 1.0,
+            positive=recipe.positive,
+            outlines=True,
+            ranges=recipe.ranges,
         )
-    return Description(
-        name="CNN-LSTM (demonstration)",
-        architecture=CNN_LSTM.to_json(),
-        labels=LABELS,
-        rule=ScanRule(max=True),
-        **shared,
+        course = Course(
+            epochs=epochs,
+            slices=batch,
+            schedule=warmup_cosine(recipe.warmup),
+            accumulate=recipe.accumulate,
+            name=f"slices-{side}",
+            share=SLICES_SHARE * work[place] / sum(work),
+            done=done,
+        )
+        optimizer = torch.optim.AdamW(
+            without_decay([what.network], decay=recipe.decay), lr=recipe.rates[place], fused=True
+        )
+        what.average.after(optimizer)
+        own = replace(run.unjudged(), seed=run.seed * SEEDS_APART + place)
+        done = follow(
+            course,
+            what.network,
+            optimizer,
+            lambda batch, _: what.loss(batch),
+            sampled(scans, sampling, run=own),
+            count=sum(map(len, scans)),
+            run=own,
+        )
+    return done
+
+
+def train_behind(
+    model: RADnet | CnnLstm, scans: Sequence[Scan], *, recipe: DemonstrationRecipe, run: Run, done: int
+) -> int:
+    """The second part: what stands behind the descriptors. Returns the steps so far, with those `done` before."""
+    views = views_of(model, scans, recipe.ranges, count=recipe.views, run=run)
+    behind = nn.ModuleList([part for part in (model.recurrent, model.classify) if part is not None])
+    model.train()
+
+    def loss_at(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(run.seed * SEEDS + number)
+        batch = drawn(scans, views, count=recipe.tail_batch, flip=recipe.flip, generator=generator)
+        descriptors, labels, _ = (part.to(run.device) for part in batch)
+        logits = model.decide(nn.functional.dropout(descriptors, recipe.tail_dropout))
+        known = ~labels.isnan().all(-1)
+        return weighted_log_loss(logits[known], labels[known][..., : model.labels])
+
+    course = Course(
+        epochs=recipe.tail_epochs,
+        slices=recipe.tail_batch,
+        schedule=warmup_cosine(recipe.warmup),
+        accumulate=recipe.accumulate,
+        name="tail",
+        share=1 - SLICES_SHARE,
+        done=done,
     )
+    optimizer = torch.optim.AdamW(without_decay([behind], decay=recipe.decay), lr=recipe.tail_rate, fused=True)
+    return fitted(course, behind, optimizer, loss_at, count=len(scans), run=run)
 
 
-def _report(name: str) -> Report:
-    def report(now: Progress) -> None:
-        log.info("%s: step %d, loss %.4f, %.0f %% of the budget", name, now.step, now.loss, 100 * now.share)
-
-    return report
-
-
-if __name__ == "__main__":
-    main()
+RADNET = Recipe(
+    name="demo_radnet",
+    paper="Grewal et al., ISBI 2018, made quickly",
+    values=DemonstrationRadnet,
+    family="radnet",
+    architecture=RadnetConfig(dropout=0.0).to_json(),
+    preprocessing=radnet.RECIPE.preprocessing,
+    labels=(ANY,),
+    rule=ScanRule(run=3),
+    train=train_radnet,
+)
+CNN_LSTM = Recipe(
+    name="demo_cnn_lstm",
+    paper="Nguyen et al., MIDL 2020, made quickly",
+    values=DemonstrationCnnLstm,
+    family="cnn_lstm",
+    architecture=CnnLstmConfig(trunk="resnet18", hidden=128, size=256).to_json(),
+    preprocessing=cnn_lstm.RECIPE.preprocessing,
+    labels=LABELS,
+    rule=ScanRule(max=True),
+    train=train_cnn_lstm,
+)
+RECIPES = (RADNET, CNN_LSTM)

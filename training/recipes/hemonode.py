@@ -11,37 +11,33 @@ What is judged and kept is the moving average of the weights (Polyak and Juditsk
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from inference.decision import ScanRule
 from inference.models.hemonode import Hemonode, HemonodeConfig, Weighed
 from inference.preprocess import Preprocessing
-from inference.result import LABELS, SUBTYPES, Json
-from training.augment import Ranges, draw, grid_of, perturb, warp
+from inference.result import LABELS, Json
+from training.augment import Ranges, turned
 from training.average import Averaged
 from training.batches import Batch, Sampling
-from training.course import SEEDS, Course, follow, named, sampled
+from training.course import SEEDS, Course, fitted, follow, sampled
 from training.dataset import Scan
 from training.folds import patient_folds
-from training.loop import Budget, Run, autocast, fit, without_decay
-from training.losses import attention_loss, weighted_log_loss
+from training.loop import Run, without_decay
+from training.losses import weighted_log_loss
 from training.recipe import Recipe
 from training.schedules import warmup_cosine
-from training.stages import CHUNK
-from training.trunk import stage_maps
+from training.trunk import Helped, helped_loss
+from training.views import drawn, view, views_of
 
 STAGE_1_SHARE = 0.9
 """Of the minutes, where they end the run."""
 
 RIDGE = 0.01
-
-VIEWS = 7919
-"""Apart from one another lie the random numbers of two views of the scans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,44 +100,12 @@ class HemonodeRecipe(Json):
         )
 
 
-class Helped(nn.Module):
-    """The trunk and its linear classifier, beside the average of both, with segmentation heads."""
-
-    def __init__(self, model: Hemonode, *, average: float) -> None:
-        super().__init__()
-        self.both = Averaged(nn.ModuleList([model.trunk, model.tail.describe]), decay=average)
-        features = model.descriptor_size
-        widths = (64, 128, 256, 512) if features == 512 else (256, 512, 1024, 2048)
-        self.masks = nn.ModuleList(nn.Conv2d(width, len(SUBTYPES), 1) for width in widths)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (n, labels), and mask logits (n, 5, h, w) of each of the four stages."""
-        trunk, describe = self.both.trained.children()
-        maps = stage_maps(trunk, images)
-        masks = [head(each) for head, each in zip(self.masks, maps, strict=True)]
-        return describe(maps[-1].mean((2, 3))), masks
-
-
 def loss(model: Helped, batch: Batch, recipe: HemonodeRecipe, *, reach: int, generator: torch.Generator) -> Tensor:
     """Weighted log loss of the slices, and the segmentation losses of those whose bleeding is outlined."""
-    images, labels = batch.images.flatten(0, 1), batch.labels.flatten(0, 1)
-    turned = torch.rand(len(images), generator=generator) < recipe.flip
-    images = _turned(images, turned.to(images.device), reach)
-    logits, maps = model(images.contiguous(memory_format=torch.channels_last))
-    total = weighted_log_loss(logits, labels)
-    outlined = batch.outlined.flatten()
-    if recipe.segmentation and bool(outlined.any()):
-        masks, maps = batch.masks.flatten(0, 1)[outlined], [logits[outlined] for logits in maps]
-        total = total + attention_loss(maps, masks, weight=recipe.segmentation, overlap=0.3)
-    return total
-
-
-def _turned(images: Tensor, which: Tensor, reach: int) -> Tensor:
-    """Images (n, seen, …) with the neighbours of some, `which` (n,), in the opposite order: the scan upside down."""
-    if not reach:
-        return images
-    own, beside = images[:, : -2 * reach], images[:, -2 * reach :]
-    return torch.cat((own, beside.flip(1).where(which[:, None, None, None], beside)), 1)
+    images = batch.images.flatten(0, 1)
+    upside_down = torch.rand(len(images), generator=generator) < recipe.flip
+    images = turned(images, upside_down.to(images.device), reach)
+    return helped_loss(model, images.contiguous(memory_format=torch.channels_last), batch, weight=recipe.segmentation)
 
 
 def train(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run: Run) -> int:
@@ -149,7 +113,7 @@ def train(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run
     beginning = copy.deepcopy(model) if recipe.folds > 1 else model
     done = train_trunk(model, scans, recipe=recipe, run=run)
     if recipe.folds == 1:
-        views = views_of(model, scans, recipe=recipe, run=run)
+        views = views_of(model, scans, recipe.ranges, count=recipe.views, run=run)
     else:
         views, done = views_left_out(model, beginning, scans, recipe=recipe, run=run, done=done)
     return train_tail(model, scans, views, recipe=recipe, run=run, done=done)
@@ -168,9 +132,9 @@ def views_left_out(
     for fold in patient_folds(scans, count=recipe.folds, seed=run.seed):
         other = copy.deepcopy(beginning)
         done = train_trunk(other, fold.learn, recipe=recipe, run=run, name=f"trunk-fold{fold.number}", done=done)
-        theirs, ours = (view(one, fold.learn, recipe, number=0, run=run) for one in (other, model))
+        theirs, ours = (view(one, fold.learn, None, number=0, run=run) for one in (other, model))
         to_ours = fitted_map(torch.cat(theirs), torch.cat(ours))
-        for number, of in enumerate(views_of(other, fold.left_out, recipe=recipe, run=run)):
+        for number, of in enumerate(views_of(other, fold.left_out, recipe.ranges, count=recipe.views, run=run)):
             found[number] |= {id(scan): to_ours(rows) for scan, rows in zip(fold.left_out, of, strict=True)}
     return [[of[id(scan)] for scan in scans] for of in found], done
 
@@ -203,7 +167,11 @@ def train_trunk(
     )
     model.to(run.device).train()
     torch.manual_seed(run.seed)  # of the segmentation heads: the same in every process
-    stage = Helped(model, average=recipe.average).to(run.device).to(memory_format=torch.channels_last)
+    stage = (
+        Helped(model.trunk, model.tail.describe, average=recipe.average)
+        .to(run.device)
+        .to(memory_format=torch.channels_last)
+    )
     optimizer = torch.optim.AdamW(without_decay([stage], decay=recipe.decay), lr=recipe.rate, fused=True)
     stage.both.after(optimizer)
     course = Course(
@@ -228,45 +196,6 @@ def train_trunk(
     return done
 
 
-def views_of(model: Hemonode, scans: Sequence[Scan], *, recipe: HemonodeRecipe, run: Run) -> list[list[Tensor]]:
-    """Every view of the scans by the model's own trunk."""
-    return [view(model, scans, recipe, number=number, run=run) for number in range(1 + recipe.views)]
-
-
-@torch.inference_mode()
-def view(model: Hemonode, scans: Sequence[Scan], recipe: HemonodeRecipe, *, number: int, run: Run) -> list[Tensor]:
-    """Descriptors (slices, d) of each scan, float16, on the CPU: of view 0 as serving makes them, of others changed.
-
-    A scan is changed as a whole. What is drawn depends on seed and number alone.
-    """
-    model.eval()
-    found = []
-    for place, scan in enumerate(scans):
-        generator = torch.Generator().manual_seed((run.seed * VIEWS + number) * SEEDS + place)
-        parts = []
-        for images in _chunks(scan, recipe.ranges if number else None, model, generator, run.device):
-            with autocast(run.device):
-                parts.append(model.encode(images).half())
-        found.append(torch.cat(parts).cpu())
-    return found
-
-
-def _chunks(
-    scan: Scan, ranges: Ranges | None, model: Hemonode, generator: torch.Generator, device: torch.device
-) -> Iterator[Tensor]:
-    """What the trunk sees of the scan, a few slices at a time."""
-    changes = draw(ranges, 1, generator=generator).to(device) if ranges else None  # the whole scan is changed alike
-    turned = torch.rand(1, generator=generator).to(device) < (ranges.flip if ranges else 0)
-    for first in range(0, len(scan), CHUNK):
-        here = slice(first, min(first + CHUNK, len(scan)))
-        images = torch.tensor(scan.among(here, reach=model.reach)).to(device).float()
-        if changes:
-            grid, fill = grid_of(changes, side=images.shape[-1]), images.amin((0, 2, 3), keepdim=True)
-            images = perturb(warp(images[None], grid, fill=fill), changes)[0]
-            images = _turned(images, turned, model.reach)
-        yield images
-
-
 def train_tail(
     model: Hemonode,
     scans: Sequence[Scan],
@@ -285,54 +214,21 @@ def train_tail(
 
     def loss_at(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(run.seed * SEEDS + number)
-        batch = [part.to(run.device) for part in drawn(scans, views, recipe, generator)]
-        return tail_loss(averaged.trained, *batch, weight=recipe.study)
+        batch = drawn(scans, views, count=recipe.tail_batch, flip=recipe.flip, generator=generator)
+        return tail_loss(averaged.trained, *(part.to(run.device) for part in batch), weight=recipe.study)
 
     course = Course(
         epochs=recipe.tail_epochs,
         slices=recipe.tail_batch,
         schedule=warmup_cosine(recipe.warmup),
         accumulate=recipe.accumulate,
-    )
-    done += fit(
-        averaged,
-        optimizer,
-        loss_at,
-        budget=Budget(steps=course.steps(len(scans)), minutes=run.minutes * (1 - STAGE_1_SHARE)),
-        schedule=course.schedule,
-        seed=run.seed,
-        accumulate=course.accumulate,
-        keep=named(run.keep, "tail"),
-        report=run.report,
-        report_every=run.report_every,
+        name="tail",
+        share=1 - STAGE_1_SHARE,
         done=done,
-        team=run.team,
     )
+    done = fitted(course, averaged, optimizer, loss_at, count=len(scans), run=run)
     model.requires_grad_(True)
     return done
-
-
-def drawn(
-    scans: Sequence[Scan], views: Sequence[Sequence[Tensor]], recipe: HemonodeRecipe, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Descriptors (b, s, d), labels (b, s, 6) and study labels (b, 6) of some scans, each in one view and one order.
-
-    Behind shorter scans their last slice stands again, of which nothing is known.
-    """
-    chosen = torch.randint(0, len(scans), (recipe.tail_batch,), generator=generator).tolist()
-    seen = torch.randint(0, len(views), (recipe.tail_batch,), generator=generator).tolist()
-    turned = torch.rand(recipe.tail_batch, generator=generator) < recipe.flip
-    length = max(len(scans[place]) for place in chosen)
-    descriptors, labels = [], []
-    for place, number, upside_down in zip(chosen, seen, turned.tolist(), strict=True):
-        rows, truth = views[number][place].float(), torch.from_numpy(scans[place].labels)
-        if upside_down:
-            rows, truth = rows.flip(0), truth.flip(0)
-        missing = length - len(rows)
-        descriptors.append(torch.cat((rows, rows[-1:].expand(missing, -1))))
-        labels.append(torch.cat((truth, torch.full((missing, truth.shape[1]), torch.nan))))
-    study = torch.from_numpy(np.stack([scans[place].study_labels for place in chosen]))
-    return torch.stack(descriptors), torch.stack(labels), study
 
 
 def tail_loss(tail: nn.Module, descriptors: Tensor, labels: Tensor, study: Tensor, *, weight: float) -> Tensor:
