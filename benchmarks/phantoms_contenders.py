@@ -88,6 +88,11 @@ LADDER: dict[str, Contender] = {
         "without a head for the study", architecture={"study": False}, values={"study": 0}, first_stage_of=OURS
     ),
     "no views": _ours("without descriptors of changed images", values={"views": 0}, first_stage_of=OURS),
+    "folds": _ours(
+        "with descriptors from trunks that do not know the patient (2 folds), twice the training",
+        values={"folds": 2},
+        first_stage_of=OURS,
+    ),
     "one order": _ours("read in one order only", architecture={"both_orders": False}, weights_of=OURS),
     "mirrored": _ours("with mirror images averaged, twice the time", architecture={"mirrored": True}, weights_of=OURS),
 }

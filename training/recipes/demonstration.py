@@ -177,7 +177,6 @@ def _train_slices(what: _Slices, scans: Sequence[Scan], *, size: int, recipe: De
     if not any(recipe.epochs):
         raise TrainingError("epochs: nothing would be learnt")
     work = [side * side * epochs for side, epochs in zip(recipe.sizes, recipe.epochs, strict=True)]
-    what.network.to(memory_format=torch.channels_last)
     done = 0
     for place, epochs in enumerate(recipe.epochs):
         if not epochs:

@@ -167,11 +167,7 @@ def train_trunk(
     )
     model.to(run.device).train()
     torch.manual_seed(run.seed)  # of the segmentation heads: the same in every process
-    stage = (
-        Helped(model.trunk, model.tail.describe, average=recipe.average)
-        .to(run.device)
-        .to(memory_format=torch.channels_last)
-    )
+    stage = Helped(model.trunk, model.tail.describe, average=recipe.average).to(run.device)
     optimizer = torch.optim.AdamW(without_decay([stage], decay=recipe.decay), lr=recipe.rate, fused=True)
     stage.both.after(optimizer)
     course = Course(
