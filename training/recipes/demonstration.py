@@ -248,7 +248,7 @@ def train_behind(
 
 RADNET = Recipe(
     name="demo_radnet",
-    paper="Grewal et al., ISBI 2018, made quickly",
+    paper="after Grewal et al., ISBI 2018",
     values=DemonstrationRadnet,
     family="radnet",
     architecture=RadnetConfig(dropout=0.0).to_json(),
@@ -259,7 +259,7 @@ RADNET = Recipe(
 )
 CNN_LSTM = Recipe(
     name="demo_cnn_lstm",
-    paper="Nguyen et al., MIDL 2020, made quickly",
+    paper="after Nguyen et al., MIDL 2020",
     values=DemonstrationCnnLstm,
     family="cnn_lstm",
     architecture=CnnLstmConfig(trunk="resnet18", hidden=128, size=256).to_json(),
