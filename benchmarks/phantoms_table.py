@@ -35,9 +35,9 @@ What else differs from each recipe stands in `benchmarks/phantoms_contenders.py`
 
 Runs of {dates} on {machines}.
 
-Minutes are those of runs without a GPU. Intervals (95 %) are over heads and seeds, both drawn anew {draws}
-times. Who has fewer than {enough} seeds is not compared. A run that was stopped and continued counts the
-minutes since it was continued.
+Minutes are those of runs without a GPU, with one thread or two, some beside others. Intervals (95 %) are over
+heads and seeds, both drawn anew {draws} times. Who has fewer than {enough} seeds is not compared. A run that was
+stopped and continued counts the minutes since it was continued.
 """
 
 CLAIMS = """\
