@@ -21,9 +21,13 @@ HEADS = "phantom:count=6,first=18,presets=easy,sizes=64,thicknesses=16"
 DENSE = {"growth": 3, "layers": 2, "stem": 4, "hidden": 4, "size": 32}
 RESNET = {"trunk": "resnet18", "size": 32}
 KINDS = {"sizes": [32, 48], "batch": 8, "rate": 1e-3}
+DEMONSTRATION = {"sizes": [24, 32], "epochs": [1, 1], "batches": [4, 4], "rates": [1e-3, 1e-3]}
+DEMONSTRATION |= {"views": 1, "tail_epochs": 2, "tail_batch": 2}
 TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hemonode": (RESNET | {"hidden": 4}, {"batch": 4, "views": 1, "tail_epochs": 2, "tail_batch": 2}),
     "radnet": (DENSE, {"slices": 4}),
+    "demo_radnet": (DENSE, DEMONSTRATION),
+    "demo_cnn_lstm": (RESNET | {"hidden": 4}, DEMONSTRATION),
     "densenet_a": (DENSE, {"slices": 4}),
     "densenet": (DENSE, {"slices": 4}),
     "cnn_lstm": (RESNET | {"hidden": 4}, {"studies": 2, "slices": 4}),
