@@ -190,6 +190,21 @@ def known_patients(directory: Path, card: ModelCard, *, refit: bool) -> set[str]
     Those of its test are not among them, nor those on whom it was last fitted when a `refit` replaces that.
     """
     drawn = {heads.patient_of(seed) for seed in range(*card.figures.get("seeds", (0, 0)))}
+    drawn |= set(card.figures.get("begun_from", ()))
     tuned = set() if refit else set(card.figures.get("tuned_on", ()))
     path = directory / DATASET_FILE
     return drawn | tuned | (manifest.patients(path, besides=("test",)) if path.exists() else set())
+
+
+def inherited(weights: Path) -> dict[str, Any]:
+    """What the card of a model that begins with `weights` says of whom these were made from: ``seeds``, ``begun_from``.
+
+    Nothing where no card stands beside them. On whom thresholds were fitted does not count: the weights do not know.
+    """
+    directory = weights.parent
+    if not (directory / cards.CARD_FILE).exists():
+        return {}
+    card = cards.read_card(directory)
+    seeds = card.figures.get("seeds", (0, 0))
+    known = known_patients(directory, card, refit=True) - {heads.patient_of(seed) for seed in range(*seeds)}
+    return {"seeds": list(seeds), "begun_from": sorted(known)}

@@ -36,8 +36,10 @@ from training.cache import VolumeCache
 from training.dataset import Scan, prepare_all, sampled_volumes, split
 from training.described import describe
 from training.errors import DataError, TrainingError
+from training.evaluate import inherited
 from training.export import Description, export, round_as_stored
-from training.guard import refuse_overlap
+from training.guard import refuse_overlap, refuse_patients
+from training.heads import patient_of
 from training.loop import Keep, Progress, Run
 from training.losses import weight_of_any
 from training.manifest import DATASET_FILE
@@ -113,8 +115,10 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
     start = _started(model, asked.start_from)
     pretrained = asked.start_from is not None and "trunk" not in start.untrained
     cache = VolumeCache(asked.cache / "volumes", limit=int(asked.cache_gb * 1e9))
+    before = inherited(asked.start_from) if asked.start_from else {}
     with _first(team):
         sides, preprocessing = _sides(asked, recipe, values, model, cache, told)
+        _refuse_known(before, sides)
         listed = manifest.of(
             sides, said={"data": asked.data, "test": asked.test, "seed": asked.seed, "start": str(start)}
         )
@@ -141,7 +145,7 @@ def train(asked: Asked, *, team: Team = ALONE, told: Told = lambda _, __: lambda
     finally:
         session.log.close()
     session.take_best()
-    return _exported(asked, recipe, values, model, preprocessing, sides, listed, watch, str(start))
+    return _exported(asked, recipe, values, model, preprocessing, sides, listed, watch, str(start), before)
 
 
 @dataclass(kw_only=True)
@@ -330,6 +334,13 @@ def _sides(
     return sides, preprocessing
 
 
+def _refuse_known(before: dict[str, Any], sides: dict[str, Sequence[Scan]]) -> None:
+    """Raise `LeakageError` where the weights to begin with were made from patients of the test."""
+    known = set(before.get("begun_from", ())) | {patient_of(seed) for seed in range(*before.get("seeds", (0, 0)))}
+    patients = {scan.facts.patient for scan in sides.get("test", ())}
+    refuse_patients(known, patients, names=("what --start-from was made from", "test"))
+
+
 def shares_of(asked: Asked) -> tuple[float, ...]:
     """Shares of the sides: of training and validation alone where the test has a source of its own."""
     kept = asked.shares[:2] if asked.test else asked.shares
@@ -355,6 +366,7 @@ def _exported(
     listed: bytes,
     watch: Watch,
     start: str,
+    before: dict[str, Any],
 ) -> ModelCard:
     round_as_stored(model)
     synthetic = all(scan.facts.source == "phantom" for scans in sides.values() for scan in scans)
@@ -373,7 +385,7 @@ def _exported(
         demonstration=synthetic,
         intended_use=f"{KINDS_ONLY} {claim}" if recipe.bleeding_only else claim,
         bleeding_only=recipe.bleeding_only,
-        figures={"warnings": watch.said, "learning_rates_found": finder.found(asked.out)},
+        figures={"warnings": watch.said, "learning_rates_found": finder.found(asked.out), **before},
     )
     try:
         return export(

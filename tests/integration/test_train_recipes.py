@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from inference import card as cards
 from inference.models import build
+from training import evaluate
 from training.__main__ import app
-from training.errors import TrainingError
+from training.errors import LeakageError, TrainingError
 from training.recipes import RECIPES
 
 HEADS = "phantom:count=6,first=18,presets=easy,sizes=64,thicknesses=16"
@@ -48,10 +49,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def train(name: str, out: Path, cache: Path, *more: str) -> str:
+def train(name: str, out: Path, cache: Path, *more: str, data: str = HEADS) -> str:
     """One epoch of a recipe by its command; returns what the command says."""
     architecture, values = TINY[name]
-    line = ["train", name, "--data", HEADS, "--out", str(out), "--cache", str(cache), "--split", "0.5,0.25,0.25"]
+    line = ["train", name, "--data", data, "--out", str(out), "--cache", str(cache), "--split", "0.5,0.25,0.25"]
     line += ["--architecture", json.dumps(architecture), "--workers", "1", "--threads", "1", "--validate-every", "2"]
     for key, value in ({"epochs": 1} | values).items():
         line += ["--set", f"{key}={json.dumps(value)}"]
@@ -119,3 +120,19 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path, cach
     torch.save(torchvision_models.alexnet(weights=None).features.state_dict(), tmp_path / "other.pth")
     with pytest.raises(TrainingError, match="--start-from: "):
         train("resnet_2d", tmp_path / "run", cache, "--start-from", str(tmp_path / "other.pth"))
+
+
+def test_whom_the_weights_to_begin_with_were_made_from_is_known_to_the_new_ones_and_may_not_judge_them(
+    tmp_path: Path, cache: Path
+) -> None:
+    train("resnet_2d", tmp_path / "first", cache)
+    first = tmp_path / "first" / "model"
+    known = evaluate.known_patients(first, cards.read_card(first), refit=True)
+    assert known
+    begin = ["--start-from", str(first / "weights.safetensors")]
+    others = HEADS.replace("count=6,first=18", "count=12,first=900")
+    with pytest.raises(LeakageError, match="start-from was made from"):
+        train("resnet_2d", tmp_path / "leaking", cache, *begin, "--test", HEADS, data=others)
+    train("resnet_2d", tmp_path / "second", cache, *begin, data=others)
+    second = tmp_path / "second" / "model"
+    assert known < evaluate.known_patients(second, cards.read_card(second), refit=True)

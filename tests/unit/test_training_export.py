@@ -202,5 +202,6 @@ def test_the_demonstration_weights_know_the_heads_that_they_were_made_from_and_t
     card = cards.read_card(directory)
     known = evaluate.known_patients(directory, card, refit=False)
     assert {"phantom-1000", "phantom-20249", "phantom-20250", "phantom-20379"} <= known
+    assert any(f"phantom-{seed}" in known for seed in range(30000, 30200))
     assert not {"phantom-999", "phantom-20380", "phantom-50000"} & known
     assert "phantom-20250" not in evaluate.known_patients(directory, card, refit=True)
