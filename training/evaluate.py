@@ -189,11 +189,18 @@ def known_patients(directory: Path, card: ModelCard, *, refit: bool) -> set[str]
 
     Those of its test are not among them, nor those on whom it was last fitted when a `refit` replaces that.
     """
-    drawn = {heads.patient_of(seed) for seed in range(*card.figures.get("seeds", (0, 0)))}
-    drawn |= set(card.figures.get("begun_from", ()))
     tuned = set() if refit else set(card.figures.get("tuned_on", ()))
     path = directory / DATASET_FILE
-    return drawn | tuned | (manifest.patients(path, besides=("test",)) if path.exists() else set())
+    return begun_from(card.figures) | tuned | (manifest.patients(path, besides=("test",)) if path.exists() else set())
+
+
+def begun_from(figures: Mapping[str, Any]) -> set[str]:
+    """The patients behind the weights with which a model began, as the figures of its card name them.
+
+    ``seeds`` are the first phantom head and the one after the last, ``begun_from`` patients by name.
+    """
+    drawn = {heads.patient_of(seed) for seed in range(*figures.get("seeds", (0, 0)))}
+    return drawn | set(figures.get("begun_from", ()))
 
 
 def inherited(weights: Path) -> dict[str, Any]:
@@ -205,6 +212,5 @@ def inherited(weights: Path) -> dict[str, Any]:
     if not (directory / cards.CARD_FILE).exists():
         return {}
     card = cards.read_card(directory)
-    seeds = card.figures.get("seeds", (0, 0))
-    known = known_patients(directory, card, refit=True) - {heads.patient_of(seed) for seed in range(*seeds)}
-    return {"seeds": list(seeds), "begun_from": sorted(known)}
+    seeds = {"seeds": list(card.figures.get("seeds", (0, 0)))}
+    return seeds | {"begun_from": sorted(known_patients(directory, card, refit=True) - begun_from(seeds))}

@@ -272,7 +272,11 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, now: Counters) -> N
 
 def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> Counters:
     """Load what `save` wrote and return where it was; another network's file is refused."""
-    tensors = load_weights(path, model)
+    tensors = load_file(path)
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    except RuntimeError as error:
+        raise TrainingError(f"{path} was written by another network: {error}") from error
     states: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -286,16 +290,6 @@ def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> Counters:
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
     return Counters(**{name: json.loads(facts[name]) for name in Counters().to_json()})
-
-
-def load_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Load the network from what `save` wrote and return all of the file; another network's file is refused."""
-    tensors = load_file(path)
-    try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    except RuntimeError as error:
-        raise TrainingError(f"{path} was written by another network: {error}") from error
-    return tensors
 
 
 def without_decay(modules: Iterable[nn.Module], *, decay: float) -> list[dict[str, object]]:

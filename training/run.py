@@ -36,10 +36,9 @@ from training.cache import VolumeCache
 from training.dataset import Scan, prepare_all, sampled_volumes, split
 from training.described import describe
 from training.errors import DataError, TrainingError
-from training.evaluate import inherited
+from training.evaluate import begun_from, inherited
 from training.export import Description, export, round_as_stored
 from training.guard import refuse_overlap, refuse_patients
-from training.heads import patient_of
 from training.loop import Keep, Progress, Run
 from training.losses import weight_of_any
 from training.manifest import DATASET_FILE
@@ -336,9 +335,8 @@ def _sides(
 
 def _refuse_known(before: dict[str, Any], sides: dict[str, Sequence[Scan]]) -> None:
     """Raise `LeakageError` where the weights to begin with were made from patients of the test."""
-    known = set(before.get("begun_from", ())) | {patient_of(seed) for seed in range(*before.get("seeds", (0, 0)))}
     patients = {scan.facts.patient for scan in sides.get("test", ())}
-    refuse_patients(known, patients, names=("what --start-from was made from", "test"))
+    refuse_patients(begun_from(before), patients, names=("what --start-from was made from", "test"))
 
 
 def shares_of(asked: Asked) -> tuple[float, ...]:
