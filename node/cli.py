@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -87,8 +88,18 @@ def _print(facts: Any, rendered: RenderableType, *, as_json: bool) -> None:
 def _until_told() -> threading.Event:
     """An event that SIGINT, SIGTERM or the supervisor's death sets."""
     stop = threading.Event()
+    # A handler interrupts the main thread wherever it is, also while that holds the event's own lock on its way out of
+    # `stop.wait()`, which the lifeline has just ended: to set the event there is to wait for oneself forever. So it
+    # only tells a thread, by a queue that may be interrupted.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _frame: signals.put(number))
+
+    def heed() -> None:
+        signals.get()
+        stop.set()
+
+    threading.Thread(target=heed, name="signals", daemon=True).start()
     watch_lifeline(stop)
     return stop
 
