@@ -15,7 +15,7 @@ from pynetdicom.presentation import PresentationContext, build_context, build_ro
 
 from node.config import RemoteSection
 from node.errors import PeerRefused, PeerUnreachable
-from node.steady import steady
+from node.steady import rejection_of, steady
 
 DEFAULT_SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 MAXIMUM_PDU_SIZE = 131072
@@ -98,10 +98,9 @@ def checked(answer: Dataset | None, *, doing: str, accept: Sequence[int] = (0x00
 
 
 def _why(association: Association) -> str:
-    if association.is_rejected:
-        primitive = association.acceptor.primitive
-        reason = getattr(primitive, "reason_str", "no reason given")
-        return f"association rejected: {reason}"
+    rejection = rejection_of(association)
+    if rejection is not None:
+        return f"association rejected: {rejection.reason_str}"
     if association.is_aborted:
         return "no connection, association aborted, or no presentation context accepted"
     return "no association"

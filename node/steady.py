@@ -1,4 +1,7 @@
-"""A client's association whose answers reach who asked: mends a race in pynetdicom's reactor.
+"""A client's association whose answers reach who asked: mends two races in pynetdicom.
+
+A rejection may be read, and the connection closed with it, before whoever asked has looked whether there is one. That
+is then taken for a connection that was never made, and the answer stays where it lies (`rejection_of`).
 
 Each ``send_…()`` of pynetdicom holds up the association's own thread, so that this does not take the answer away, and
 then waits until it is held. But that thread says that it is held before it stands at its checkpoint, and also when it
@@ -12,12 +15,23 @@ import threading
 from typing import cast
 
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 LOOK_SECONDS = 0.05
 """Between two looks whether the association's thread is still there."""
 
 RELIED_ON = ("_reactor_checkpoint",)
 """What is private of pynetdicom here; a test looks whether it is still there."""
+
+
+REJECTED = (0x01, 0x02)
+"""Results of an A-ASSOCIATE-RJ: for good, for now (PS3.8 table 9-21)."""
+
+
+def rejection_of(association: Association) -> A_ASSOCIATE | None:
+    """What the far side answered, where it rejected the association that was just requested; else None."""
+    answer = association.acceptor.primitive if association.is_rejected else association.dul.peek_next_pdu()
+    return answer if isinstance(answer, A_ASSOCIATE) and answer.result in REJECTED else None
 
 
 def steady(association: Association) -> Association:

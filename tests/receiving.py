@@ -32,7 +32,7 @@ from node.receive.intake import StoreRequest
 from node.receive.scp import Scp
 from node.receive.spool import Spooled
 from node.service import Service
-from node.steady import steady
+from node.steady import rejection_of, steady
 
 DEADLINE_SECONDS = 20.0
 HEADER_BYTES = 128 + 4
@@ -188,8 +188,8 @@ def requested(
 
 def rejection(association: Association) -> tuple[int, int, int]:
     """Result, source and reason of an A-ASSOCIATE-RJ."""
-    assert association.is_rejected
-    primitive: Any = association.acceptor.primitive
+    primitive: Any = rejection_of(association)
+    assert primitive is not None
     return (primitive.result, primitive.result_source, primitive.diagnostic)
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from pynetdicom.presentation import build_context
 
 from db import associations, schema
 from db.engine import Database
-from node.config import Settings
-from node.errors import StartError
+from node.config import RemoteSection, Settings
+from node.errors import PeerUnreachable, StartError
 from node.receive import store
 from node.receive.roll import receiver_name
 from node.receive.scp import Scp
+from node.scu import associate
 from node.service import Service
+from node.steady import rejection_of
 from tests.receiving import (
     a_slice,
     associated,
@@ -91,6 +94,16 @@ def test_strangers_are_rejected_with_the_standards_reasons(tmp_path: Path, datab
         assert [row.calling_ae for row in rows(database)] == ["CT1"]
 
 
+def test_a_rejection_that_is_quicker_than_who_asked_is_told_as_one(scp: Scp) -> None:
+    node = RemoteSection(name="node", ae_title="OTHER", address="127.0.0.1", port=scp.port)
+    late = [(evt.EVT_REQUESTED, lambda _: time.sleep(0.5))]  # the answer has been read by then
+    with (
+        pytest.raises(PeerUnreachable, match="rejected: Called AE title not recogni"),
+        associate(node, own_ae_title="CT1", contexts=[VERIFICATION], timeout=20, handlers=late),
+    ):
+        pass
+
+
 def test_the_limit_of_one_ae_leaves_room_for_the_others_and_the_limit_of_all_holds(
     tmp_path: Path, database: Database
 ) -> None:
@@ -124,7 +137,7 @@ def test_a_storm_of_requests_never_exceeds_the_limit(tmp_path: Path, database: D
         for thread in threads:
             thread.join()
         assert sum(association.is_established for association in asked) == 5
-        assert {rejection(a) for a in asked if a.is_rejected} == {LIMIT_EXCEEDED}
+        assert {rejection(a) for a in asked if rejection_of(a)} == {LIMIT_EXCEEDED}
         for association in asked:
             association.release()
 

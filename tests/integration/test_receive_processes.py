@@ -23,6 +23,7 @@ from node.parts import open_database, part_specs
 from node.receive import store
 from node.receive.roll import receiver_name
 from node.receive.scp import Scp
+from node.steady import rejection_of
 from node.supervisor import Supervisor
 from tests.receiving import a_slice, facts, rejection, requested, send, settings_of, stored, wait_until
 from tests.running_node import free_port, write_config
@@ -86,7 +87,7 @@ def test_their_limits_are_those_of_all_together(tmp_path: Path, either_database:
     accepted = [str(association.requestor.ae_title) for association in asked if association.is_established]
     assert len(accepted) == 6
     assert max(accepted.count("CT0"), accepted.count("CT1")) <= 4
-    assert {rejection(association) for association in asked if association.is_rejected} == {(2, 3, 2)}
+    assert {rejection(association) for association in asked if rejection_of(association)} == {(2, 3, 2)}
     for association in asked:
         if association.is_established:
             association.release()
