@@ -1,4 +1,4 @@
-"""A client's association whose answers reach who asked: mends two races in pynetdicom.
+"""A client's association whose answers reach who asked: mends three races in pynetdicom.
 
 A rejection may be read, and the connection closed with it, before whoever asked has looked whether there is one. That
 is then taken for a connection that was never made, and the answer stays where it lies (`rejection_of`).
@@ -7,6 +7,9 @@ Each ``send_…()`` of pynetdicom holds up the association's own thread, so that
 then waits until it is held. But that thread says that it is held before it stands at its checkpoint, and also when it
 walks right through. On a busy machine it then takes the answer, drops it as unexpected, and whoever asked waits until
 his time is up.
+
+An N-EVENT-REPORT is served by a thread of its own, which says at its end that the association's thread is not held,
+whether it is or not: whoever waits for that, to release the association say, waits forever.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 LOOK_SECONDS = 0.05
 """Between two looks whether the association's thread is still there."""
 
-RELIED_ON = ("_reactor_checkpoint",)
+RELIED_ON = ("_is_paused", "_reactor_checkpoint")
 """What is private of pynetdicom here; a test looks whether it is still there."""
 
 
@@ -43,10 +46,11 @@ def steady(association: Association) -> Association:
 class Checkpoint:
     """Where the association's thread is held while it is closed; takes the place of pynetdicom's ``threading.Event``.
 
-    Unlike with an event, whoever closes it goes on only when that thread stands before it, or has ended.
+    Unlike with an event, whoever closes it goes on only when that thread stands before it, or has ended. While it is
+    held, the association says so, whatever others make it say.
     """
 
-    def __init__(self, held_up: threading.Thread) -> None:
+    def __init__(self, held_up: Association) -> None:
         self._held_up = held_up
         self._changed = threading.Condition()
         self._open = True
@@ -66,8 +70,11 @@ class Checkpoint:
         """It is closed, and the thread stands before it; the thread itself is not waited for by itself."""
         with self._changed:
             self._open = False
-            while threading.current_thread() is not self._held_up and not self._stands and self._held_up.is_alive():
+            if threading.current_thread() is self._held_up:
+                return
+            while not self._stands and self._held_up.is_alive():
                 self._changed.wait(LOOK_SECONDS)
+            self._held_up._is_paused = True
 
     def wait(self) -> bool:
         """It has been passed, when it is open."""
@@ -75,6 +82,7 @@ class Checkpoint:
             self._stands = True
             self._changed.notify_all()
             while not self._open:
-                self._changed.wait()
+                self._held_up._is_paused = True
+                self._changed.wait(LOOK_SECONDS)
             self._stands = False
         return True

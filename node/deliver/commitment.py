@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydicom.uid import Comprehensive3DSRStorage, generate_uid
@@ -134,13 +136,14 @@ def ask(
     def act(delivery: Delivery) -> Receipt:
         transaction_uid = str(generate_uid(prefix=None))
         information = _question(database, delivery, transaction_uid=transaction_uid)
-        answered = threading.Event()
-        hear = (evt.EVT_N_EVENT_REPORT, _hear, [(database, answered)])
+        heard: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
+        hear = (evt.EVT_N_EVENT_REPORT, _hear, [(database, heard)])
         with associate(
             remote, own_ae_title=own_ae_title, contexts=[PUSH_MODEL], timeout=timeout, handlers=[hear]
         ) as association:
             _ask(association, information, remote=remote)
-            answered.wait(commitment.hold)
+            with suppress(queue.Empty):
+                heard.get(timeout=commitment.hold).join(timeout)  # only then is our answer on its way
         return Receipt(detail=f"asked as transaction {transaction_uid}")
 
     return act
@@ -170,12 +173,12 @@ def _ask(association: Association, information: Attributes, *, remote: RemoteSec
 
 
 @guarded
-def _hear(event: Event, told: tuple[Database, threading.Event]) -> Answered:
-    database, answered = told
+def _hear(event: Event, told: tuple[Database, queue.SimpleQueue[threading.Thread]]) -> Answered:
+    database, heard = told
     information = attributes_of(event.event_information) if size_of(event, "EventInformation") else {}
     with database.write() as tx:
         known = commitments.heard(tx, information)
-    answered.set()
+    heard.put(threading.current_thread())  # pynetdicom serves an N-EVENT-REPORT in a thread of its own
     return status(0x0000 if known else UNKNOWN_TRANSACTION), None
 
 

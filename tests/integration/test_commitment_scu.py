@@ -72,7 +72,7 @@ class Pacs:
         if self.action == 0x0000:
             self.asked.append(asked)
             if self.by_return:
-                threading.Thread(target=self.tell, args=(event.assoc, asked)).start()
+                threading.Thread(target=self.tell, args=(steady(event.assoc), asked)).start()
         return self.action, None
 
     def tell(self, association: Association, asked: Dataset) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,11 +15,12 @@ from node.steady import RELIED_ON, Checkpoint
 SOON, LONG = 0.2, 10.0
 
 
-class Turns(threading.Thread):
+class Turns(Association):
     """Goes through a checkpoint and works, again and again; holds in its work while it is told to."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
+        super().__init__(ApplicationEntity("TEST"), "requestor")
+        self.daemon = True
         self.checkpoint = Checkpoint(self)
         self.may_work = threading.Event()
         self.working = threading.Event()
@@ -76,6 +78,17 @@ def test_a_thread_that_was_let_go_and_is_held_again_does_nothing_more(turns: Tur
         assert turns.working.wait(LONG)
 
 
+def test_it_is_held_whatever_a_thread_says_that_served_an_event_report(turns: Turns) -> None:
+    turns.start()
+    turns.checkpoint.clear()
+    assert turns._is_paused
+    turns._is_paused = False
+    deadline = time.monotonic() + LONG
+    while not turns._is_paused:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_closing_does_not_wait_for_a_thread_that_has_ended(turns: Turns) -> None:
     turns.start()
     turns.ended = True
@@ -88,11 +101,12 @@ def test_closing_does_not_wait_for_a_thread_that_has_ended(turns: Turns) -> None
 def test_the_thread_itself_may_close_it() -> None:
     done: list[bool] = []
 
-    def close() -> None:
-        Checkpoint(threading.current_thread()).clear()
-        done.append(True)
+    class Closing(Turns):
+        def run(self) -> None:
+            self.checkpoint.clear()
+            done.append(True)
 
-    thread = threading.Thread(target=close, daemon=True)
+    thread = Closing()
     thread.start()
     thread.join(LONG)
     assert done == [True]
