@@ -322,10 +322,10 @@ def _told(progress: Progress) -> running.Told:
 
 
 def main() -> None:
-    """Run a command; every error that training can name becomes one line and exit code 1."""
+    """Run a command; every error that training or the system can name becomes one line and exit code 1."""
     try:
         app()
-    except (TrainingError, InferenceError) as error:
+    except (TrainingError, InferenceError, OSError) as error:
         err.print(f"hemonode: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(FAILED)
 

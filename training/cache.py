@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from training.errors import TrainingError
 from training.study import Arrays
 
 DEFAULT_GB = 200.0
@@ -56,6 +57,11 @@ class VolumeCache:
         """The entry of `key`, memory-mapped read-only, made by `make` where it is not there.
 
         `make` must not ask the cache itself: it runs while a lock is held that other entries share.
+
+        Raises
+        ------
+        TrainingError
+            The entry cannot be written: the disk is full, say. Nothing of it is left.
         """
         place = self.root / key[:2] / key
         found = _opened(place)
@@ -80,11 +86,15 @@ class VolumeCache:
     def _put(self, place: Path, arrays: Arrays) -> Arrays:
         partial = place.with_name(f"{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, values in arrays.items():
-            _write(partial / f"{name}.npy", np.asarray(values))
-        partial.rename(place)
-        _sync(place.parent)
+        try:
+            partial.mkdir(parents=True)
+            for name, values in arrays.items():
+                _write(partial / f"{name}.npy", np.asarray(values))
+            partial.rename(place)
+            _sync(place.parent)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise TrainingError(f"the cache {self.root} cannot be written: {error}") from error
         self._make_room(_bytes_in(place), keep=place)
         return _opened(place) or arrays
 

@@ -14,12 +14,13 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -254,7 +255,7 @@ def _save_together(path: Path, model: nn.Module, optimizer: Optimizer, now: Coun
 
 
 def save(path: Path, model: nn.Module, optimizer: Optimizer, now: Counters) -> None:
-    """Write model, optimiser and counters to `path`, whole or not at all."""
+    """Write model, optimiser and counters to `path`, whole or not at all (`write_whole`)."""
     tensors = {f"model.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {
@@ -262,12 +263,28 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, now: Counters) -> N
             for name, value in state.items()
             if isinstance(value, Tensor)
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, tensors, {name: repr(value) for name, value in now.to_json().items()})
+
+
+def write_whole(path: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """Write `tensors` with `facts` to `path`; what stood there stays until all of it is on the disk.
+
+    Raises
+    ------
+    TrainingError
+        It cannot be written; no part of it is left.
+    """
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={name: repr(value) for name, value in now.to_json().items()})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata=facts)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise TrainingError(f"{path} cannot be written: {error}") from error
 
 
 def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> Counters:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from inference.card import ModelCard, ModelError
 from inference.importing import fit_weights
@@ -39,7 +39,7 @@ from training.errors import DataError, TrainingError
 from training.evaluate import begun_from, inherited
 from training.export import Description, export, round_as_stored
 from training.guard import refuse_overlap, refuse_patients
-from training.loop import Keep, Progress, Run
+from training.loop import Keep, Progress, Run, write_whole
 from training.losses import weight_of_any
 from training.manifest import DATASET_FILE
 from training.metrics import auc, log_loss
@@ -210,9 +210,7 @@ class _Session:
         self.watch.validation(scores, truth, number=max(0, step // self.asked.validate_every - 1))
         if loss < self._best_loss(step):
             state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
-            partial = self._best.with_suffix(".partial")
-            save_file(state, partial, metadata={"loss": repr(loss), "step": str(step)})
-            partial.rename(self._best)
+            write_whole(self._best, state, {"loss": repr(loss), "step": str(step)})
 
     def _best_loss(self, step: int) -> float:
         """Of the best network before `step`. One that a killed life of this run kept later does not count yet."""

@@ -129,6 +129,29 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not_bit_for_bit(
     assert again.provenance.data.endswith(card.provenance.data.rpartition(" ")[2])
 
 
+@pytest.mark.parametrize(("room", "what"), [(30_000, "checkpoint.safetensors"), (5_000, "the cache")])
+def test_what_the_disk_has_no_room_for_ends_the_run_in_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, cache: Path, whole: tuple[Path, ModelCard], room: int, what: str
+) -> None:
+    """The largest file that the system lets the run write stands for the room that is left."""
+    used = cache if what != "the cache" else tmp_path / "cache"
+    limited = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); "
+    limited += "runpy.run_module('training', run_name='__main__', alter_sys=True)"
+    full = subprocess.run(
+        [sys.executable, "-c", limited, *command(tmp_path / "out", used)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert full.returncode == 1, full.stderr[-2000:]
+    (line,) = [line for line in full.stderr.splitlines() if line.startswith("hemonode: ")]
+    assert what in line
+    assert "cannot be written: " in line
+    assert "Traceback" not in full.stderr
+    assert not list(tmp_path.rglob("*.partial"))
+    again = running.train(asked(tmp_path / "out", used))
+    assert again is not None
+    assert again.sha256 == whole[1].sha256
+
+
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, cache: Path, whole: tuple[Path, ModelCard]) -> None:
     together, (alone, _) = tmp_path / "together", whole
     torchrun = [
