@@ -195,22 +195,16 @@ def known_patients(directory: Path, card: ModelCard, *, refit: bool) -> set[str]
 
 
 def begun_from(figures: Mapping[str, Any]) -> set[str]:
-    """The patients behind the weights with which a model began, as the figures of its card name them.
-
-    ``seeds`` are the first phantom head and the one after the last, ``begun_from`` patients by name.
-    """
-    drawn = {heads.patient_of(seed) for seed in range(*figures.get("seeds", (0, 0)))}
-    return drawn | set(figures.get("begun_from", ()))
+    """The patients behind the weights with which a model began, as the figures of its card name them."""
+    return set(figures.get("begun_from", ()))
 
 
 def inherited(weights: Path) -> dict[str, Any]:
-    """What the card of a model that begins with `weights` says of whom these were made from: ``seeds``, ``begun_from``.
+    """What the card of a model that begins with `weights` says of whom these were made from: ``begun_from``.
 
     Nothing where no card stands beside them. On whom thresholds were fitted does not count: the weights do not know.
     """
     directory = weights.parent
     if not (directory / cards.CARD_FILE).exists():
         return {}
-    card = cards.read_card(directory)
-    seeds = {"seeds": list(card.figures.get("seeds", (0, 0)))}
-    return seeds | {"begun_from": sorted(known_patients(directory, card, refit=True) - begun_from(seeds))}
+    return {"begun_from": sorted(known_patients(directory, cards.read_card(directory), refit=True))}
