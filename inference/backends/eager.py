@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from inference.backends.parting import parted
-from inference.backends.rounding import CONVOLUTIONS, in_halves, widened, with_biases_in_sums
+from inference.backends.rounding import CONVOLUTIONS, in_halves, widened, with_biases_in_sums, with_sums_kept
 from inference.backends.run import Run
 from inference.device import cpu_has_bf16
 
@@ -25,7 +25,7 @@ def eager(part: nn.Module, *, bf16: bool, memory_format: torch.memory_format, to
     part = folded(copy.deepcopy(part))
     on_cpu = next(part.parameters()).device.type == "cpu"
     if bf16:
-        part = widened(part)
+        part = widened(with_sums_kept(part))
         _halve(parted(part) if on_cpu else part, own_bias=to_be_compiled)
     part = part.to(memory_format=memory_format)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from inference.backends.eager import folded
 from inference.backends.failure import BackendFailed
 from inference.backends.parting import parted
-from inference.backends.rounding import in_wide_halves, widened
+from inference.backends.rounding import in_wide_halves, widened, with_sums_kept
 
 TRACED_SIDE = 64
 """Rows and columns of the image with which a network is traced: no network here computes otherwise on larger ones."""
@@ -39,7 +39,7 @@ class OpenVino:
     def __init__(self, part: nn.Module, *, shape: Sequence[int], bf16: bool) -> None:
         self._bf16 = bf16
         if bf16:
-            part = parted(widened(folded(copy.deepcopy(part).eval())))
+            part = parted(widened(with_sums_kept(folded(copy.deepcopy(part).eval()))))
             shape = (2 * shape[0], *shape[1:])
         try:
             self._request = _compiled(part, shape=tuple(shape), bf16=bf16).create_infer_request()

@@ -1,7 +1,8 @@
-"""What bfloat16 must not round away: the digits of the images, and the biases. All else averages out.
+"""What bfloat16 must not round away: the digits of the images, the biases, and what each filter sums up to.
 
-A bfloat16 has eight binary digits. A rounded weight or map errs differently everywhere, and sums over hundreds of them
-hardly notice. A rounded grey value or bias errs the same way over a whole region, and moves scores by hundredths.
+A bfloat16 has eight binary digits. A rounded map errs differently everywhere, and sums over hundreds of pixels hardly
+notice. A rounded grey value or bias errs the same way over a whole region, and moves scores by hundredths. So does a
+filter whose rounded weights have another sum than the weights had: maps are smooth and, behind a ReLU, never negative.
 """
 
 from __future__ import annotations
@@ -48,6 +49,30 @@ def widened(part: nn.Module) -> nn.Module:
     first = next(module for module in part.modules() if isinstance(module, CONVOLUTIONS))
     first.weight = nn.Parameter(torch.cat((first.weight, first.weight), 1), requires_grad=False)
     first.in_channels *= 2
+    return part
+
+
+def keeping_sums(weight: Tensor) -> Tensor:
+    """Weights (out, in, …) that bfloat16 takes exactly, in float32; each filter sums up to what it did.
+
+    From the largest weight of a filter to the smallest, each takes over what the ones before were rounded by: what is
+    left in the end is lost in the last one's digits. Filters of a single pixel are rounded.
+    """
+    filters = weight.flatten(2)
+    order = filters.abs().argsort(-1, descending=True)
+    rounded, over = filters.gather(-1, order), torch.zeros_like(filters[..., 0])
+    for number in range(rounded.shape[-1]):
+        wanted = rounded[..., number] + over
+        rounded[..., number] = wanted.bfloat16()
+        over = wanted - rounded[..., number]
+    return torch.empty_like(filters).scatter_(-1, order, rounded).reshape(weight.shape)
+
+
+def with_sums_kept(part: nn.Module) -> nn.Module:
+    """The weights of every convolution are those of `keeping_sums` now; changes `part` itself."""
+    for layer in part.modules():
+        if isinstance(layer, CONVOLUTIONS):
+            layer.weight = nn.Parameter(keeping_sums(layer.weight.detach()), requires_grad=False)
     return part
 
 

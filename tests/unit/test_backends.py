@@ -28,7 +28,7 @@ from inference.backends.graphs import Graph
 from inference.backends.openvino import OpenVino
 from inference.backends.parting import MOST_CHANNELS, Parted, parted
 from inference.backends.pieces import InPieces
-from inference.backends.rounding import in_wide_halves
+from inference.backends.rounding import in_wide_halves, keeping_sums
 from inference.device import Processor, usable_threads
 from inference.engine import Engine, LoadedModel
 from inference.models import FAMILIES, ScanModel
@@ -191,6 +191,22 @@ def test_both_halves_of_an_image_together_have_all_that_two_short_numbers_hold()
 
 
 @needs_openvino
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (8, 1, 7, 7), (4, 4, 3, 3, 3), (16, 64, 1, 1)])
+def test_a_filter_in_bfloat16_sums_up_to_what_it_did(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    kept = keeping_sums(weight)
+    assert torch.equal(kept, kept.bfloat16().float())
+    assert float((kept - weight).abs().max()) < 2**-7 * float(weight.abs().max())
+
+    def moved(rounded: Tensor) -> float:
+        return float((rounded - weight).flatten(2).sum(-1).abs().mean())
+
+    if weight[0, 0].numel() > 1:
+        assert moved(kept) < 0.1 * moved(weight.bfloat16().float())
+    else:
+        assert torch.equal(kept, weight.bfloat16().float())
+
+
 def test_openvino_reports_to_nobody() -> None:
     OpenVino(Costly(network_of("radnet")), shape=(1, 64, 64), bf16=False)
     assert sys.modules["openvino_telemetry"] is None
